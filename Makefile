@@ -1,0 +1,47 @@
+# Everything runs in .venv, made by the first target that needs it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check format bench peers wrk reference clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,torch,triton,dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/understudy demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+reference: $(READY)
+	$(BIN)/python -m models.reference --check
+
+bench: $(READY) wrk
+	$(BIN)/python -m benchmarks.overhead
+
+# LitServe beside Understudy; its packages go into .venv-peers.
+peers: $(READY) wrk
+	$(BIN)/python -m benchmarks.peers
+
+wrk:
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes wrk; } || \
+	{ echo "wrk: not found; it makes the load (Debian and Ubuntu: apt-get install wrk)" >&2; exit 2; }
+
+clean:
+	rm -rf $(VENV) build *.egg-info

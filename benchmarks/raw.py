@@ -1,0 +1,58 @@
+"""The model alone, in this process, with the session that a replica uses: the bound of what a server can do."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.workloads import BASELINE, Workload
+from models.backends import open_backend
+from models.repository import open_version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawSample:
+    """Calls one after another from one thread, each with ``batch`` rows."""
+
+    batch: int
+    calls: int
+    rows_per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+class RawModel:
+    """A workload's first version, written into ``scratch`` and loaded."""
+
+    def __init__(self, workload: Workload, scratch: Path) -> None:
+        self._workload = workload
+        workload.write(scratch / workload.name)
+        self._backend = open_backend(open_version(scratch / workload.name / str(BASELINE)), {})
+        self._backend.load()
+
+    def measure(self, batch: int, seconds: float, *, clock: Callable[[], float] = time.perf_counter) -> RawSample:
+        """Run batches of one size for ``seconds``."""
+        rows = np.repeat(self._workload.example, batch, axis=0)
+        inputs = {self._workload.input: rows}
+        self._backend.run(inputs)
+        took_s: list[float] = []
+        started = ended = clock()
+        while ended < started + seconds:
+            self._backend.run(inputs)
+            now = clock()
+            took_s.append(now - ended)
+            ended = now
+        p50, p99 = np.percentile(took_s, [50, 99]).tolist()
+        return RawSample(
+            batch=batch,
+            calls=len(took_s),
+            rows_per_s=batch * len(took_s) / (ended - started),
+            p50_ms=p50 * 1000,
+            p99_ms=p99 * 1000,
+        )
+
+    def close(self) -> None:
+        """Free the session."""
+        self._backend.close()

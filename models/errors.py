@@ -1,0 +1,44 @@
+"""Errors of this package, and the root of all of Understudy's errors."""
+
+from pathlib import Path
+
+
+class UnderstudyError(Exception):
+    """Root of every error that Understudy raises on purpose; its text is fit to show a user."""
+
+
+class ModelError(UnderstudyError):
+    """Something about a model, its files or its execution."""
+
+
+class SpecError(ModelError):
+    """A ``model.yaml`` field that is missing or wrong."""
+
+    def __init__(self, file: Path, field: str, expected: str, found: object = None) -> None:
+        self.file, self.field, self.expected, self.found = file, field, expected, found
+        what = "missing" if found is None else f"got {found!r}"
+        super().__init__(f"{file}: {field}: expected {expected}, {what}")
+
+
+class RepositoryError(ModelError):
+    """A model or version that the repository does not hold."""
+
+
+class ArtifactError(ModelError):
+    """An artifact whose bytes are not those that its ``model.yaml`` was signed with."""
+
+    def __init__(self, path: Path, expected: str, found: str) -> None:
+        self.path, self.expected, self.found = path, expected, found
+        super().__init__(f"{path}: sha256 mismatch: expected {expected}, found {found}; refusing to load")
+
+
+class BackendError(ModelError):
+    """A backend that cannot be built, cannot load its artifact, or failed while running it."""
+
+
+class MalformedOutputError(ModelError):
+    """A model's answer that is not what its ``model.yaml`` declares."""
+
+    def __init__(self, output: str, expected: str, found: str) -> None:
+        self.output, self.expected, self.found = output, expected, found
+        super().__init__(f"output {output!r}: expected {expected}, found {found}")

@@ -1,0 +1,1 @@
+"""The doors, the wires, and Ray, which hosts both."""

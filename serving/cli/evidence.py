@@ -1,0 +1,232 @@
+"""``understudy evidence``: recompute what a rollout's journal claims, from the raw rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import isclose
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rollout.entries import Entry, read_entries, verify_chain
+from rollout.errors import RolloutError
+from rollout.folder import JOURNAL_FILE
+from rollout.journal import Anchors, anchors
+from rollout.judge import judge
+from rollout.policy import Policy
+from rollout.status import plain
+from shadow.errors import EvidenceError
+from shadow.evidence import DELTA_UNIT, ArmSums, Evidence, StageSums
+from shadow.store import Head
+from shadow.verify import Claim, Verification, verify
+
+app = typer.Typer(no_args_is_help=True, help="The raw evidence that decisions rest on.")
+
+
+@app.callback()
+def _group() -> None:
+    """The raw evidence that decisions rest on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One figure of the whole rollout, recomputed: ``value`` is None where nothing was observed."""
+
+    name: str
+    n: int
+    value: float | None
+    unit: str
+
+
+@app.command("verify")
+def verify_command(
+    path: Annotated[Path, typer.Argument(help="A rollout's folder: <reports>/<deployment_id>.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    unanchored: Annotated[
+        bool, typer.Option("--unanchored", help="Trust journal.jsonl alone: do without the database.")
+    ] = False,
+) -> None:
+    """Recompute every figure of a rollout from its raw rows, and walk its hash chains.
+
+    Exit status: 0 all is as claimed, 1 something is not (or the database that vouches for it cannot be reached), 2 not
+    a rollout's folder.
+    """
+    found, entries = check(path, anchored=not unanchored)
+    if as_json:
+        typer.echo(orjson.dumps(_as_json(found, entries), option=orjson.OPT_INDENT_2).decode())
+    else:
+        _show(found, entries)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+def check(path: Path, *, anchored: bool) -> tuple[Verification, int]:
+    """Verify a rollout's folder; returns the outcome and the number of journal entries.
+
+    Raises:
+        EvidenceError: the folder has no journal.
+    """
+    if not (path / JOURNAL_FILE).is_file():
+        raise EvidenceError(f"{path}: expected a rollout's folder with a {JOURNAL_FILE}")
+    problems: list[str] = []
+    known = _anchors(path, problems) if anchored else None  # before the files, which only ever grow
+    entries = _entries(path, problems)
+    claims = [claim for entry in entries if (claim := _claim(entry, problems)) is not None]
+    if known is not None and known.last_hash not in {entry.get("hash") for entry in entries}:
+        problems.append(f"{path / JOURNAL_FILE}: cut: the database's last entry {known.last_hash[:12]} is not in it")
+    latest = {head.chain: head for claim in claims for head in claim.heads}
+    heads = {name: _head(asdict(head)) for name, head in known.heads.items()} if known else latest
+    found = verify(path / "evidence", heads, claims)
+    problems += _judgement_problems(entries)
+    return _with_problems(found, problems), len(entries)
+
+
+def _anchors(path: Path, problems: list[str]) -> Anchors | None:
+    try:
+        return anchors(path)
+    except RolloutError as error:
+        problems.append(f"the database that vouches for this evidence cannot be read ({error}); see --unanchored")
+        return None
+
+
+def _entries(path: Path, problems: list[str]) -> list[Entry]:
+    try:
+        entries = read_entries(path / JOURNAL_FILE)
+    except RolloutError as error:
+        problems.append(str(error))
+        return []
+    try:
+        verify_chain(entries)
+    except RolloutError as error:
+        problems.append(f"{path / JOURNAL_FILE}: {error}")
+    return entries
+
+
+def _claim(entry: Entry, problems: list[str]) -> Claim | None:
+    """What an entry claims of the evidence; None for one without."""
+    if not entry.get("heads"):
+        return None
+    try:
+        heads = tuple(_head(head) for head in entry["heads"])
+        return Claim(seq=entry["seq"], evidence=entry["evidence"], heads=heads, run_id=entry["run_id"])
+    except (KeyError, TypeError) as error:
+        problems.append(f"journal: entry {entry.get('seq')}: {error}: missing or malformed")
+        return None
+
+
+def _head(value: dict[str, Any]) -> Head:
+    return Head(**{name: value[name] for name in ("chain", "segments", "rows", "sha256")})
+
+
+_FIGURES: Final = ("n", "finding", "estimate", "log_e_harm", "log_e_health", "breach")
+
+
+def _judgement_problems(entries: Sequence[Entry]) -> Iterator[str]:
+    """Judge the sums of every entry again; time aside, a judgement is a pure function of sums, policy and stage."""
+    if not entries or "rollout" not in entries[0]:
+        return
+    try:
+        policy = Policy.model_validate(entries[0]["rollout"]["policy"])
+        stages = tuple(entries[0]["rollout"]["stages"])
+        for before, entry in pairwise(entries):
+            if entry.get("judgement") and entry.get("evidence") is not None:
+                evidence = Evidence.from_json(entry["evidence"])
+                again = plain(judge(policy, evidence, stage=before["stage"], stages=stages, elapsed_s=0.0)) or {}
+                yield from (
+                    f"journal: entry {entry['seq']}: {each}" for each in _differences(entry["judgement"], again)
+                )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"journal: judgements cannot be recomputed: {str(error).splitlines()[0]}"
+
+
+def _differences(said: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    """Which figures of a judgement do not follow from its sums."""
+    if not _same(said["log_m"], found["log_m"]):
+        yield f"log_m: the sums give {found['log_m']}, the entry says {said['log_m']}"
+    gates = {gate["gate"]: gate for gate in found["gates"]}
+    for gate in said["gates"]:
+        for figure in _FIGURES:
+            again = gates[gate["gate"]][figure]
+            if not _same(gate[figure], again):
+                yield f"gate {gate['gate']}: {figure}: the sums give {again}, the entry says {gate[figure]}"
+
+
+def _same(left: object, right: object) -> bool:
+    if isinstance(left, float) and isinstance(right, float):
+        return isclose(left, right, rel_tol=1e-9, abs_tol=1e-9)
+    return left == right
+
+
+def _with_problems(found: Verification, problems: list[str]) -> Verification:
+    return Verification(
+        evidence=found.evidence,
+        chains=found.chains,
+        claims=found.claims,
+        problems=(*problems, *found.problems),
+        notes=found.notes,
+    )
+
+
+def metrics(total: StageSums) -> Iterator[Metric]:
+    """The reported figures of both versions, from the sums alone."""
+    yield from _arm_metrics("baseline", total.baseline)
+    yield from _arm_metrics("candidate", total.candidate)
+    yield _share("top-1 agreement", total.agree, total.items)
+    yield _share("|Δscore| over tolerance", total.delta_over, total.items)
+    mean = total.delta_sum_max_e9 * DELTA_UNIT / total.items if total.items else None
+    yield Metric(name="mean of max |Δscore|", n=total.items, value=mean, unit="")
+    cells = total.labels
+    yield _share("baseline compliance@1", cells.both + cells.baseline_only, cells.n)
+    yield _share("candidate compliance@1", cells.both + cells.candidate_only, cells.n)
+    yield _share("conflicts among labelled", cells.baseline_only + cells.candidate_only, cells.n)
+
+
+def _arm_metrics(name: str, arm: ArmSums) -> Iterator[Metric]:
+    yield _share(f"{name} errors", arm.failures, arm.requests)
+    yield Metric(name=f"{name} service p95", n=arm.service.n, value=arm.service.quantile_ms(0.95), unit="ms")
+    yield _share(f"{name} batches over target", arm.service_over_target, arm.batches)
+    yield Metric(name=f"{name} end-to-end p95", n=arm.latency.n, value=arm.latency.quantile_ms(0.95), unit="ms")
+    yield _share(f"{name} answers over target", arm.answers_over_target, arm.answers)
+    largest = arm.memory_max_bytes / 1e6 if arm.memory_readings else None
+    yield Metric(name=f"{name} peak memory per batch", n=arm.memory_readings, value=largest, unit="MB")
+
+
+def _share(name: str, count: int, n: int) -> Metric:
+    return Metric(name=name, n=n, value=100 * count / n if n else None, unit="%")
+
+
+def _as_json(found: Verification, entries: int) -> dict[str, Any]:
+    return {
+        "ok": found.ok,
+        "journal_entries": entries,
+        "recomputed_entries": found.claims,
+        "problems": list(found.problems),
+        "notes": list(found.notes),
+        "chains": [asdict(chain) for chain in found.chains],
+        "metrics": [asdict(metric) for metric in metrics(found.evidence.total())],
+        "evidence": found.evidence.to_json(),
+    }
+
+
+def _show(found: Verification, entries: int) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    chains = Table("chain", "segments", "rows", "head", "after the last decision")
+    for chain in found.chains:
+        head = chain.head
+        later = f"{chain.later_rows} rows" if chain.later_rows else "–"
+        chains.add_row(head.chain, str(head.segments), str(head.rows), head.sha256[:12], later)
+    console.print(chains)
+    figures = Table("metric, recomputed", "value", "n")
+    for metric in metrics(found.evidence.total()):
+        value = "no data" if metric.value is None else f"{metric.value:.6g} {metric.unit}".rstrip()
+        figures.add_row(metric.name, value, str(metric.n))
+    console.print(figures)
+    console.print(f"journal: {entries} entries; the sums of {found.claims} recomputed from raw rows and found equal")
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    for problem in found.problems:
+        console.print(f"problem: {problem}", markup=False)
+    console.print("evidence holds" if found.ok else "evidence does NOT hold")

@@ -1,0 +1,229 @@
+"""The one configuration file: what is served, where, and how it is judged."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from serving.errors import ConfigError
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Positive = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+MEBIBYTE = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class Server(_Section):
+    """Where the doors are. ``deadline_s`` bounds a request that brings no ``timeout`` of its own."""
+
+    host: str = "127.0.0.1"
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    metrics_port: Port = 8002
+    admin_port: Port = 8080
+    admin_token: str | None = Field(default=None, min_length=16)
+    routers: Literal[1] = 1
+    deadline_s: Positive = 5.0
+    max_body: ByteSize = ByteSize(64 * MEBIBYTE)
+
+    @model_validator(mode="after")
+    def _doors_are_distinct(self) -> Self:
+        ports = [self.http_port, self.grpc_port, self.metrics_port, self.admin_port]
+        if len(set(ports)) < len(ports):
+            raise ValueError(f"four different ports, got {ports}")
+        if self.host not in ("127.0.0.1", "localhost", "::1") and self.admin_token is None:
+            raise ValueError(f"an admin_token of at least 16 characters, because host {self.host} is not loopback")
+        return self
+
+
+class Replicas(_Section):
+    """Ray resources of one replica; ``memory_limit`` is enforced on the process, beyond what it holds when empty."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0.5, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    memory_limit: ByteSize = ByteSize(2048 * MEBIBYTE)
+
+
+class Batching(_Section):
+    """How requests gather. ``max_batch_size`` is further bounded by the model's own; ``max_queue`` counts items.
+
+    A batch that runs longer than ``timeout_s`` means that its replica hangs: the replica is restarted.
+    """
+
+    max_batch_size: int = Field(default=32, ge=1)
+    max_wait_ms: float = Field(default=2, ge=0)
+    max_queue: int = Field(default=1024, ge=1)
+    timeout_s: Positive = 10.0
+
+
+class Mirror(_Section):
+    """The mirror lane: the share of batches mirrored, and its bounds."""
+
+    sample: float = Field(default=1.0, ge=0, le=1)
+    max_pending: int = Field(default=256, ge=1)
+    max_pending_bytes: ByteSize = ByteSize(256 * MEBIBYTE)
+    timeout_s: Positive = 10.0
+
+
+class Comparator(_Section):
+    """How two answers are compared: a registered kind or an import path ``package.module:Name``."""
+
+    kind: str = "classification"
+    output: str
+    tolerance: Positive = 1e-3
+
+
+class Rollout(_Section):
+    """How a candidate rises: a preset's name or a policy file, and the weights in percent."""
+
+    policy: str = "improvement"
+    stages: tuple[int, ...] = (0, 5, 20, 50, 100)
+    labels_within_s: Positive = 900.0
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_rise(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        if len(stages) < 2 or stages[0] != 0 or stages[-1] != 100 or list(stages) != sorted(set(stages)):
+            raise ValueError("rising weights from 0 to 100, such as [0, 5, 20, 50, 100]")
+        return stages
+
+
+class Model(_Section):
+    """One served model."""
+
+    baseline: int = Field(ge=1)
+    replicas: Replicas = Replicas()
+    batching: Batching = Batching()
+    mirror: Mirror = Mirror()
+    comparator: Comparator
+    rollout: Rollout = Rollout()
+
+
+class Config(_Section):
+    """A validated configuration; relative paths are relative to its file."""
+
+    repository: Path
+    reports: Path = Path("./reports")
+    database: str = "sqlite:///understudy.db"
+    server: Server = Server()
+    backends: dict[Name, str] = {}
+    models: dict[Name, Model] = Field(min_length=1)
+    _directory: Path = PrivateAttr(default=Path())
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the configuration's file."""
+        return self._directory
+
+    @field_validator("backends")
+    @classmethod
+    def _backends_are_import_paths(cls, backends: dict[str, str]) -> dict[str, str]:
+        for name, path in backends.items():
+            module, _, attribute = path.partition(":")
+            if not module or not attribute:
+                raise ValueError(f"{name}: an import path package.module:Name, got {path!r}")
+        return backends
+
+
+def load_config(path: Path) -> Config:
+    """Read and validate a configuration file.
+
+    Raises:
+        ConfigError: naming the file, the line, the field and what was expected.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{where}: not YAML: {problem}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping with the key 'models', got {type(value).__name__}")
+    for key in _repeated(tree):
+        raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value}: expected once, it is there twice")
+    directory = path.resolve().parent
+    try:
+        config = Config.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, tree, error)) from None
+    config._directory = directory
+    return config.model_copy(
+        update={
+            "repository": (directory / config.repository).resolve(),
+            "reports": (directory / config.reports).resolve(),
+            "database": _absolute(config.database, directory),
+        }
+    )
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[yaml.Node]:
+    """Keys that a mapping has twice: the second would silently undo the first."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    yield key
+                seen.add(key.value)
+            yield from _repeated(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _repeated(value)
+
+
+def _absolute(database: str, directory: Path) -> str:
+    """A SQLite URL with its file made absolute; other databases as they are."""
+    prefix = "sqlite:///"
+    if not database.startswith(prefix) or database == prefix:
+        return database
+    return prefix + str((directory / database.removeprefix(prefix)).resolve())
+
+
+def _explain(path: Path, tree: yaml.Node | None, error: ValidationError) -> str:
+    """The first of pydantic's errors as one line: file:line: field: expectation."""
+    first = error.errors()[0]
+    location = tuple(part for part in first["loc"] if part != "[key]")
+    field = ".".join(str(part) for part in location) or "configuration"
+    if first["type"] == "extra_forbidden":
+        what = "unknown key"
+    elif first["type"] == "missing":
+        what = "missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        what = f"expected {message}" if first["type"] == "value_error" else f"{message}, got {first['input']!r}"
+    return f"{path}:{_line(tree, location)}: {field}: {what}"
+
+
+def _line(node: yaml.Node | None, location: Sequence[Any]) -> int:
+    """The 1-based line of the deepest part of ``location`` that the file has."""
+    line = node.start_mark.line + 1 if node else 1
+    for part in location:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        entry = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+        if entry is None:
+            break
+        line, node = entry[0].start_mark.line + 1, entry[1]
+    return int(line)

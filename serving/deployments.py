@@ -1,0 +1,263 @@
+"""The Ray Serve deployments: model replicas, router, control. With ``launch``, the only file that imports ray.
+
+Serve places, starts, watches and restarts the processes; tensors never pass through it.
+"""
+
+import atexit
+import contextlib
+import logging
+import sys
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from models.backends import open_backend
+from models.repository import Repository
+from rollout.traffic import Priority, Readiness
+from serving.config import Config
+from serving.dataserver import DataServer
+from serving.directory import Directory
+from serving.process import keep_freed_memory, limit_memory, lower_priority
+from serving.replica import Worker
+from serving.telemetry import log_event, log_to_file
+
+_log = logging.getLogger("understudy.deployments")
+CONTROL: Final = "control"
+ROUTER: Final = "router"
+EXCHANGE_WAIT_S: Final = 0.5
+EXCHANGE_TIMEOUT_S: Final = 4.0
+RECONNECT_S: Final = 0.25
+QUIET: Final = LoggingConfig(enable_access_log=False, log_level="WARNING")
+_LIFECYCLE: Final[Mapping[str, Any]] = {
+    "health_check_period_s": 0.5,
+    "health_check_timeout_s": 5,
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "graceful_shutdown_timeout_s": 2,
+    "logging_config": QUIET,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What every process of one service needs to know."""
+
+    config: Config
+    run_dir: Path
+
+    @property
+    def directory(self) -> Directory:
+        """The folder where replicas announce themselves."""
+        return Directory(self.run_dir / "replicas")
+
+    def set_up_process(self, name: str) -> None:
+        """Logging, and where user code is imported from: beside the configuration, after everything else."""
+        atexit.register(log_to_file(self.config.reports / "logs" / f"{name}.jsonl").stop)
+        user_code = str(self.config.directory)
+        if user_code not in sys.path:
+            sys.path.append(user_code)
+
+
+class ModelReplica:
+    """One replica of one version of a model."""
+
+    def __init__(self, place: Place, model: str, version: int, priority: Priority) -> None:
+        place.set_up_process(f"model-{model}-{version}")
+        keep_freed_memory()
+        settings = place.config.models[model]
+        scheduling = lower_priority() if priority is Priority.SHADOW else "normal"
+        opened = Repository(place.config.repository).open(model, version)
+        backend = open_backend(opened, place.config.backends)
+        limit_memory(settings.replicas.memory_limit)
+        self._worker = Worker(
+            replica_id=f"{model}-{version}-{priority}-{uuid.uuid4().hex[:8]}",
+            spec=opened.spec,
+            backend=backend,
+            directory=place.directory,
+            priority=priority,
+            timeout_s=settings.batching.timeout_s if priority is Priority.NORMAL else settings.mirror.timeout_s,
+        )
+        self._worker.start()
+        log_event(_log, "model_loaded", model=model, version=version, priority=str(priority), scheduling=scheduling)
+
+    def check_health(self) -> None:
+        """Called by Serve, which restarts the replica when this raises."""
+        if not self._worker.alive:
+            raise RuntimeError("the replica's worker has ended")
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self._worker.stop()
+
+
+class RouterReplica:
+    """The doors of one node, and the routing behind them."""
+
+    def __init__(self, place: Place) -> None:
+        place.set_up_process(ROUTER)
+        keep_freed_memory()
+        self._server = DataServer(place.config, place.directory)
+        self._server.start()
+        self._stopping = threading.Event()
+        self._exchange = threading.Thread(target=self._keep_exchanging, name="exchange", daemon=True)
+        self._exchange.start()
+
+    def check_health(self) -> None:
+        """Called by Serve, which restarts the replica when this raises."""
+        if not self._server.alive:
+            raise RuntimeError("the data plane has ended")
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self._stopping.set()
+            self._server.stop()
+
+    def _keep_exchanging(self) -> None:
+        """Bring evidence and take the table, for ever; while control is away the table in force stays."""
+        handle = None
+        while not self._stopping.is_set():
+            try:
+                handle = handle or serve.get_app_handle(CONTROL)
+                reply = handle.exchange.remote(self._server.report())
+                self._server.receive(reply.result(timeout_s=EXCHANGE_TIMEOUT_S))
+            except Exception as error:  # noqa: BLE001 — control is another process; without this thread its lease ends
+                _log.warning("the control side is away: %s", type(error).__name__)
+                self._stopping.wait(RECONNECT_S)
+
+
+class ControlReplica:
+    """The controller, its database and the admin door."""
+
+    def __init__(self, place: Place) -> None:
+        from serving.controlplane import ControlPlane
+
+        place.set_up_process(CONTROL)
+        self._plane = ControlPlane(place.config, place.directory, ServeHost(place))
+        self._plane.start()
+
+    async def exchange(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """A router's long poll."""
+        return await self._plane.exchange(report, wait_s=EXCHANGE_WAIT_S)
+
+    def check_health(self) -> None:
+        """Called by Serve, which restarts the replica when this raises."""
+        if not self._plane.alive:
+            raise RuntimeError("the control plane has ended")
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self._plane.stop()
+
+
+class ServeHost:
+    """Implements ``serving.control.Host`` with one Serve application per version and priority."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._asked: set[str] = set()
+
+    def ensure(self, model: str, version: int, priority: Priority) -> None:
+        """See ``Host.ensure``."""
+        name = app_name(model, version, priority)
+        if name in self._asked or name in serve.status().applications:
+            return
+        self._asked.add(name)
+        replicas = self._place.config.models[model].replicas
+        deployment = serve.deployment(
+            name="model",
+            num_replicas=replicas.num_replicas,
+            max_constructor_retry_count=1,
+            ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
+            **_LIFECYCLE,
+        )(ModelReplica)
+        _deploy(name, deployment.bind(self._place, model, version, priority))
+
+    def remove(self, model: str, version: int, priority: Priority) -> None:
+        """See ``Host.remove``."""
+        name = app_name(model, version, priority)
+        self._asked.discard(name)
+        serve.delete(name, _blocking=False)
+
+    def lacks(self, model: str) -> str:
+        """See ``Host.lacks``. A candidate is there twice for a moment: in shadow, and fresh for its first clients."""
+        replicas = self._place.config.models[model].replicas
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # ray's own
+        needs = {"CPU": replicas.num_cpus, "GPU": replicas.num_gpus}
+        short = [
+            f"{2 * replicas.num_replicas * each:g} {resource} (free: {free.get(resource, 0):g})"
+            for resource, each in needs.items()
+            if 2 * replicas.num_replicas * each > free.get(resource, 0)
+        ]
+        return " and ".join(short)
+
+    def hosted(self) -> Mapping[tuple[str, int, Priority], tuple[Readiness, str]]:
+        """See ``Host.hosted``."""
+        found = {}
+        for name, app in serve.status().applications.items():
+            key = parse_app_name(name)
+            if key is not None and app.status is not ApplicationStatus.DELETING:
+                found[key] = (_readiness(app.status), why_failed(app))
+        return found
+
+
+def deploy_control(place: Place) -> None:
+    """Start the control side; Serve restarts it when it dies."""
+    deployment = serve.deployment(
+        name=CONTROL, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}, **_LIFECYCLE
+    )(ControlReplica)
+    _deploy(CONTROL, deployment.bind(place))
+
+
+def deploy_router(place: Place) -> None:
+    """Start the router."""
+    deployment = serve.deployment(
+        name=ROUTER,
+        num_replicas=place.config.server.routers,
+        max_constructor_retry_count=3,
+        ray_actor_options={"num_cpus": 0},
+        **_LIFECYCLE,
+    )(RouterReplica)
+    _deploy(ROUTER, deployment.bind(place))
+
+
+def app_name(model: str, version: int, priority: Priority) -> str:
+    """The Serve application of a version at a priority."""
+    return f"model:{model}:{version}:{priority}"
+
+
+def parse_app_name(name: str) -> tuple[str, int, Priority] | None:
+    """The inverse of ``app_name``; None for other applications."""
+    kind, *parts = name.split(":")
+    if kind != "model" or len(parts) != 3:
+        return None
+    return parts[0], int(parts[1]), Priority(parts[2])
+
+
+def _deploy(name: str, app: "serve.Application") -> None:
+    serve.run_many(
+        [serve.RunTarget(app, name=name, route_prefix=None)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def _readiness(status: ApplicationStatus) -> Readiness:
+    if status is ApplicationStatus.RUNNING:
+        return Readiness.READY
+    if status is ApplicationStatus.DEPLOY_FAILED:
+        return Readiness.FAILED
+    return Readiness.LOADING
+
+
+def why_failed(app: Any) -> str:
+    """Serve's message about a failed application, down to the error itself."""
+    messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error:" in line]
+    return str((errors or lines or [""])[-1])

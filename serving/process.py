@@ -1,0 +1,48 @@
+"""What a model replica's process asks of the operating system for itself."""
+
+import ctypes
+import os
+import resource
+from pathlib import Path
+from typing import Final
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+
+
+class _SchedParam(ctypes.Structure):
+    _fields_ = (("sched_priority", ctypes.c_int),)
+
+
+def lower_priority() -> str:
+    """Give this thread, and all threads that it starts from now on, the lowest scheduling class; returns which.
+
+    Through the C library rather than by system call: it remembers each thread's class, hands that on to the threads it
+    makes, and ZeroMQ's threads set what they find there. Told of the old class they would try to raise themselves,
+    which an ordinary user may not, and end the process.
+    """
+    libc = ctypes.CDLL(None)
+    libc.pthread_self.restype = ctypes.c_ulong
+    me = ctypes.c_ulong(libc.pthread_self())
+    if libc.pthread_setschedparam(me, os.SCHED_IDLE, ctypes.byref(_SchedParam(0))) == 0:
+        return "SCHED_IDLE"
+    os.nice(19)
+    return "nice 19"
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Bound this process's private memory to what it holds now plus ``limit_bytes``; beyond, allocations fail."""
+    held = 0
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmData:"):
+            held = int(line.split()[1]) * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = held + limit_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep buffers of an image's size instead of mapping and unmapping them for every batch."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
+    libc.mallopt(_M_TRIM_THRESHOLD, 128 << 20)

@@ -1,0 +1,1 @@
+"""The protocol: messages, their forms on the wire, and errors."""

@@ -1,0 +1,135 @@
+"""Tensor data in its JSON form: nested or flat lists of numbers, booleans or strings, exact and range-checked."""
+
+import json
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from models.tensor import NUMPY_DTYPES, Tensor, encode_bytes
+from serving.errors import InvalidArgumentError
+
+_BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
+_NUMBER: Final = frozenset({int, float})
+
+
+def _json_types(datatype: str) -> frozenset[type]:
+    """The JSON types that an element of a datatype may have."""
+    if datatype == "BOOL":
+        return frozenset({bool})
+    if datatype == "BYTES":
+        return frozenset({str})
+    return _NUMBER if datatype.startswith("FP") else frozenset({int})
+
+
+_JSON_TYPES: Final[Mapping[str, frozenset[type]]] = {name: _json_types(name) for name in (*NUMPY_DTYPES, "BYTES")}
+_TYPE_NAMES: Final[Mapping[type, str]] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
+
+
+def type_name(value: Any) -> str:
+    """The JSON name of a parsed value's type, for messages."""
+    return _TYPE_NAMES[type(value)]
+
+
+def parse(text: memoryview) -> Any:
+    """Parse JSON; bare ``NaN``, ``Infinity`` and ``-Infinity``, which tritonclient writes, are read as such.
+
+    Integers come back exact; one beyond 64 bits comes back as a float, which no integer datatype accepts.
+
+    Raises:
+        InvalidArgumentError: not JSON, not UTF-8, or nested deeper than the parser's bound.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raw = bytes(text)
+        if b"NaN" not in raw and b"Infinity" not in raw:
+            raise InvalidArgumentError(f"malformed JSON: {error}") from None
+        return _parse_with_nonfinite(raw)
+
+
+def _parse_with_nonfinite(raw: bytes) -> Any:
+    try:
+        document = json.loads(raw.decode())
+        # What orjson cannot write (lone surrogates, integers beyond 64 bits, deep nesting) it would not have read.
+        orjson.dumps(document)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidArgumentError(f"malformed JSON: {error}") from None
+    return document
+
+
+def decode_data(name: str, datatype: str, shape: tuple[int, ...], count: int, data: Any) -> bytes:
+    """The wire bytes of an input given as JSON; ``count`` is the number of elements of ``shape``.
+
+    Raises:
+        InvalidArgumentError: ragged or too deeply nested, another number of elements, an element of the wrong type
+            or out of range, or a datatype without a JSON form.
+    """
+    if datatype in _BINARY_ONLY:
+        raise InvalidArgumentError(f"input {name!r}: {datatype} has no JSON form, send it as binary data")
+    flat = _flatten(name, data, rank=len(shape))
+    if len(flat) != count:
+        raise InvalidArgumentError(
+            f"input {name!r}: shape {list(shape)} holds {count} elements, 'data' has {len(flat)}"
+        )
+    if wrong := set(map(type, flat)) - _JSON_TYPES[datatype]:
+        found = ", ".join(sorted(_TYPE_NAMES[kind] for kind in wrong))
+        raise InvalidArgumentError(f"input {name!r}: 'data' of datatype {datatype} cannot hold: {found}")
+    if datatype == "BYTES":
+        return encode_bytes(flat)
+    try:
+        with np.errstate(over="raise"):
+            return np.array(flat, dtype=NUMPY_DTYPES[datatype]).tobytes()
+    except (OverflowError, FloatingPointError):
+        raise InvalidArgumentError(f"input {name!r}: 'data' has a value out of the range of {datatype}") from None
+
+
+def _flatten(name: str, data: Any, *, rank: int) -> list[Any]:
+    """The elements of regularly nested lists, in row-major order; no deeper than the tensor's rank."""
+    if type(data) is not list:
+        raise InvalidArgumentError(f"input {name!r}: 'data' must be an array, got {type_name(data)}")
+    depth = 1
+    level: list[Any] = data
+    while level and type(level[0]) is list:
+        depth += 1
+        if depth > rank:
+            raise InvalidArgumentError(f"input {name!r}: 'data' is nested deeper than the {rank} dimensions of 'shape'")
+        if any(type(row) is not list for row in level) or len(set(map(len, level))) > 1:
+            raise InvalidArgumentError(f"input {name!r}: 'data' is ragged: rows of one level differ in length or kind")
+        level = list(chain.from_iterable(level))
+    return level
+
+
+def encode_data(tensor: Tensor) -> Any:
+    """An output's elements, flat and in row-major order, as something that orjson (with numpy support) writes.
+
+    Non-finite numbers become bare ``NaN`` and ``Infinity``, as Triton writes them and tritonclient reads them.
+
+    Raises:
+        InvalidArgumentError: a datatype without a JSON form, or BYTES that are not UTF-8.
+    """
+    if tensor.datatype in _BINARY_ONLY:
+        raise InvalidArgumentError(
+            f"output {tensor.name!r}: {tensor.datatype} has no JSON form, ask for it with 'binary_data': true"
+        )
+    array = tensor.numpy().reshape(-1)
+    if tensor.datatype == "BYTES":
+        try:
+            return [element.decode() for element in array]
+        except UnicodeDecodeError:
+            raise InvalidArgumentError(
+                f"output {tensor.name!r}: holds BYTES that are not UTF-8, ask for it with 'binary_data': true"
+            ) from None
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return orjson.Fragment(json.dumps(array.tolist()).encode())
+    return array if array.flags.aligned else array.copy()

@@ -1,0 +1,581 @@
+"""The router: takes a request to the version that the routing table names, and its batch to the other one afterwards.
+
+Everything here runs on the data plane's event loop as callbacks, never inside a request's own task: a client that goes
+away cancels its own wait and nothing else.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import zmq
+
+from models.errors import UnderstudyError
+from models.spec import ModelSpec
+from models.tensor import Buffer
+from rollout.traffic import Route
+from serving.batching import Batch, Job, Pool, new_batch, signature_of
+from serving.channel import Link
+from serving.config import Config, Model
+from serving.directory import Directory, Replica
+from serving.errors import DeadlineError, ModelFailedError, NotFoundError, ServingError, UnavailableError
+from serving.mirror import Mirrored, MirrorLane, mirrored_batch
+from serving.protocol.messages import InferRequest, InferResponse
+from serving.reply import Result, results_of
+from serving.split import arm as split_arm
+from serving.telemetry import Metrics, log_event
+from serving.wire import ReplyHeader
+from shadow.pair import Answer, Arm, Outcome, Status
+
+_log = logging.getLogger("understudy.router")
+_TICK_S: Final = 0.025
+_SCAN_EVERY_TICKS: Final = 4
+_MAX_LOSSES: Final = 2
+
+LaneFactory = Callable[[Route, Model], MirrorLane]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What the control side publishes. ``lease_s`` bounds how long a candidate keeps its weight without control."""
+
+    epoch: int
+    version: int
+    lease_s: float
+    routes: Mapping[str, Route] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Tables are ordered by the controller's epoch, then by its count."""
+        return (self.epoch, self.version)
+
+
+class Router:
+    """Implements ``serving.dataplane.Engine`` over the live replicas."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Directory,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        metrics: Metrics,
+        lane_factory: LaneFactory,
+    ) -> None:
+        self._config, self._directory, self._loop = config, directory, loop
+        self._metrics, self._lane_factory = metrics, lane_factory
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._table = Table(0, 0, 0.0)
+        self._lease_ends = 0.0
+        self._pools: dict[tuple[str, int], Pool] = {}
+        self._links: dict[str, Link] = {}
+        self._lanes: dict[str, MirrorLane] = {}  # by model
+        self._live: dict[str, dict[int, ModelSpec]] = {name: {} for name in config.models}
+        self._ticks = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- the data plane's view -----------------------------------------------------------------------------------------
+
+    def models(self) -> Mapping[str, Mapping[int, ModelSpec]]:
+        """Every model with its live versions."""
+        return self._live
+
+    def default_version(self, model: str) -> int:
+        """The baseline."""
+        return self._route(model).baseline
+
+    def ready(self, model: str, version: int | None) -> bool:
+        """Whether a version (the baseline if None) can answer now."""
+        route = self._table.routes.get(model)
+        if route is None:
+            return False
+        pool = self._pools.get((model, version or route.baseline))
+        return pool is not None and pool.usable
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answer a request that was checked against its model's spec.
+
+        Raises:
+            ServingError: NotFoundError, UnavailableError, DeadlineError or ModelFailedError.
+        """
+        job = self._job(request)
+        try:
+            self._dispatch(job)
+            response = await job.future
+        except ServingError as error:
+            self._metrics.observe(request.model, job.version, False, self._loop.time() - job.arrived)
+            log_event(
+                _log,
+                "request_failed",
+                level=logging.WARNING,
+                model=request.model,
+                request_id=request.request_id,
+                error=str(error),
+            )
+            raise
+        self._metrics.observe(request.model, response.version, True, self._loop.time() - job.arrived)
+        return response
+
+    # -- control -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to watch replicas, deadlines and the lease; replicas that are there already are known at once."""
+        self._scan()
+        self._tick()
+
+    def close(self) -> list[MirrorLane]:
+        """Stop; returns the lanes whose recorders are still to be closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for link in self._links.values():
+            link.close()
+            for batch in link.inflight.values():
+                _stop(batch.jobs)
+        for pool in self._pools.values():
+            _stop(pool.drain())
+        lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.shed_queue()
+        self._context.destroy(linger=0)
+        return lanes
+
+    def renew(self) -> None:
+        """The control side was heard: the candidate keeps its weight for another lease."""
+        self._lease_ends = self._loop.time() + self._table.lease_s
+        self._open_lanes()
+
+    def apply(self, table: Table) -> list[MirrorLane]:
+        """Take a newer table; an older one is ignored. Returns the lanes of rollouts that ended, to be closed."""
+        if table.order <= self._table.order:
+            return []
+        self._table = table
+        ended = []
+        for model, lane in list(self._lanes.items()):
+            route = table.routes.get(model)
+            if route is None or route.deployment_id != lane.deployment_id:
+                lane.shed_queue()
+                ended.append(self._lanes.pop(model))
+        self.renew()
+        for model, route in table.routes.items():
+            self._metrics.set_weight(model, route.weight)
+        self._note_live()
+        for pool in self._pools.values():
+            pool.pump()
+        return ended
+
+    def _open_lanes(self) -> None:
+        """Open the lanes that are missing; where the disk refuses one now, the next renewal tries again."""
+        for model, route in self._table.routes.items():
+            if route.deployment_id is None or model in self._lanes:
+                continue
+            try:
+                self._lanes[model] = self._lane_factory(route, self._config.models[model])
+            except (OSError, UnderstudyError) as error:
+                log_event(
+                    _log,
+                    "lane_not_opened",
+                    level=logging.ERROR,
+                    deployment_id=route.deployment_id,
+                    model=model,
+                    error=str(error),
+                )
+
+    @property
+    def table(self) -> Table:
+        """The table in force."""
+        return self._table
+
+    @property
+    def lanes(self) -> Mapping[str, MirrorLane]:
+        """The running rollouts' mirror lanes by model."""
+        return self._lanes
+
+    # -- a request's way -----------------------------------------------------------------------------------------------
+
+    def _route(self, model: str) -> Route:
+        route = self._table.routes.get(model)
+        if route is None and model in self._config.models:
+            raise UnavailableError(f"model {model!r}: the control side has not said yet who answers")
+        if route is None:
+            known = ", ".join(sorted(self._config.models))
+            raise NotFoundError(f"unknown model {model!r}; served are: {known}")
+        return route
+
+    def _job(self, request: InferRequest) -> Job:
+        route = self._route(request.model)
+        now = self._loop.time()
+        arm, pinned = self._choose(route, request, now)
+        version = self._version(route, arm, request)
+        pool = self._pools.get((request.model, version)) or self._pools.get((request.model, route.baseline))
+        batched = pool is None or pool.batched
+        first = next(iter(request.inputs.values()))
+        return Job(
+            request=request,
+            version=version,
+            arm=arm,
+            pinned=pinned,
+            stage=route.stage,
+            rows=first.shape[0] if batched else 1,
+            signature=signature_of(request.inputs.values(), batched=batched),
+            nbytes=sum(len(each.data) for each in request.inputs.values()),
+            future=self._loop.create_future(),
+            arrived=now,
+            deadline=now + min(request.timeout_s or self._config.server.deadline_s, self._config.server.deadline_s),
+            deployment_id=route.deployment_id,
+        )
+
+    def _choose(self, route: Route, request: InferRequest, now: float) -> tuple[Arm, bool]:
+        """The side that answers, and whether the client chose it."""
+        if request.version is not None:
+            return (Arm.CANDIDATE if request.version == route.candidate else Arm.BASELINE), True
+        if request.arm is not None:
+            return Arm(request.arm), True
+        if route.candidate is None or now > self._lease_ends:
+            return Arm.BASELINE, False
+        return split_arm(route.salt, request.key, route.weight), False
+
+    def _version(self, route: Route, arm: Arm, request: InferRequest) -> int:
+        if request.version is not None:
+            return request.version
+        if arm is Arm.BASELINE:
+            return route.baseline
+        if route.candidate is None:
+            raise NotFoundError(f"model {route.model!r} has no candidate at present")
+        return route.candidate
+
+    def _dispatch(self, job: Job) -> None:
+        """Queue a request with its version; the candidate's troubles become the baseline's work."""
+        pool = self._pools.get((job.request.model, job.version))
+        if job.protected and (pool is None or not pool.usable):
+            self._fall_back(job, Status.ERROR, "no live replica")
+            return
+        if pool is None or not (pool.usable or self._is_baseline(job)):
+            raise self._absent(job)
+        try:
+            pool.submit(job)
+        except UnavailableError:
+            if not job.protected:
+                raise
+            self._fall_back(job, Status.ERROR, "queue full")
+
+    def _is_baseline(self, job: Job) -> bool:
+        """Whether it wants the baseline: while that restarts, its requests wait for it up to their deadline."""
+        return job.version == self._route(job.request.model).baseline
+
+    def _absent(self, job: Job) -> ServingError:
+        route = self._route(job.request.model)
+        if job.version in (route.baseline, route.candidate):
+            return UnavailableError(f"model {route.model!r}: version {job.version} has no live replica at present")
+        return NotFoundError(f"model {route.model!r} has no version {job.version} loaded")
+
+    def _fall_back(self, job: Job, status: Status, error: str, *, counted: bool = True) -> None:
+        """The candidate failed a client's request: that is counted, and the baseline answers."""
+        if job.abandoned or not job.protected:
+            return
+        route = self._route(job.request.model)
+        job.failed, job.batch_id = True, 0
+        if counted:
+            self._record_failure(job, status, error)
+        self._metrics.count_fallback(job.request.model)
+        log_event(
+            _log,
+            "candidate_failed",
+            level=logging.WARNING,
+            deployment_id=route.deployment_id,
+            model=job.request.model,
+            version=job.version,
+            request_id=job.request.request_id,
+            status=str(status),
+            error=error,
+        )
+        pool = self._pools.get((job.request.model, route.baseline))
+        try:
+            if pool is None:
+                raise UnavailableError(f"model {route.model!r}: version {route.baseline} is not loaded")
+            pool.submit(job)
+        except UnavailableError as unavailable:
+            _fail(job, unavailable)
+
+    def _on_reply(self, link: Link, header: ReplyHeader, frames: list[Buffer]) -> None:
+        batch: Batch | None = link.inflight.pop(header.id, None)
+        pool = self._pool_of(link.replica)
+        if batch is not None:
+            results = results_of(header, frames, [job.rows for job in batch.jobs], batched=pool.batched)
+            if batch.origin is None:
+                self._answer(link.replica, batch, results)
+                self._loop.call_soon(self._answered, link.replica, batch, header, results)
+            else:
+                self._mirrored(batch.origin, link.replica, header, results)
+        pool.pump()
+        self._loop.call_soon(self._pump_mirror)
+
+    def _answer(self, replica: Replica, batch: Batch, results: list[Result]) -> None:
+        for job, result in zip(batch.jobs, results, strict=True):
+            if job.abandoned or job.batch_id != batch.id:
+                continue  # nobody waits, or the candidate is too late: the baseline has it now
+            if result.status is Status.OK:
+                response = InferResponse(model=replica.model, version=replica.version, outputs=result.outputs)
+                job.future.set_result(response)
+            elif job.protected:
+                self._fall_back(job, result.status, result.error)
+            else:
+                job.future.set_exception(ModelFailedError(f"model {replica.model!r}: {result.error}"))
+
+    def _answered(self, replica: Replica, batch: Batch, header: ReplyHeader, results: list[Result]) -> None:
+        """After the answers have left: what they are evidence of."""
+        lane = self._lanes.get(replica.model)
+        route = self._table.routes[replica.model]
+        if lane is None or not route.mirror or replica.version not in (route.baseline, route.candidate):
+            return
+        now = self._loop.time()
+        mirrored = mirrored_batch(
+            batch,
+            deployment_id=lane.deployment_id,
+            primary=Arm.BASELINE if replica.version == route.baseline else Arm.CANDIDATE,
+            outcome=self._outcome(replica.model, header, results),
+            latencies_ms=[(now - job.arrived) * 1000 for job in batch.jobs],
+            now=now,
+            at_unix_us=time.time_ns() // 1000,
+        )
+        lane.offer(mirrored)
+        self._pump_mirror()
+
+    def _mirrored(self, origin: Mirrored, replica: Replica, header: ReplyHeader, results: list[Result]) -> None:
+        lane = self._lanes.get(replica.model)
+        if lane is not None and lane.deployment_id == origin.pair.deployment_id:
+            lane.settle(origin, self._outcome(replica.model, header, results))
+
+    def _outcome(self, model: str, header: ReplyHeader, results: list[Result]) -> Outcome:
+        output = self._config.models[model].comparator.output
+        answers = tuple(
+            Answer(status=result.status, error=result.error)
+            if output not in result.outputs
+            else Answer(status=result.status, outputs={output: result.outputs[output].numpy()})
+            for result in results
+        )
+        return Outcome(answers=answers, service_ms=header.compute_us / 1000, peak_memory_bytes=header.peak_bytes)
+
+    def _record_failure(self, job: Job, status: Status, error: str) -> None:
+        lane = self._lanes.get(job.request.model)
+        if lane is not None and lane.deployment_id == job.deployment_id:
+            latency_ms = (self._loop.time() - job.arrived) * 1000
+            lane.record_failure(
+                job, status=status, error=error, latency_ms=latency_ms, at_unix_us=time.time_ns() // 1000
+            )
+
+    # -- the mirror ----------------------------------------------------------------------------------------------------
+
+    def _pump_mirror(self) -> None:
+        """Send mirrored batches to idle replicas, unless a client's request waits anywhere."""
+        if any(pool.waiting for pool in self._pools.values()):
+            return
+        for model, lane in self._lanes.items():
+            while lane.head is not None:
+                pool = self._target(model, lane.head)
+                link = pool.idle_link() if pool is not None else None
+                if pool is None or link is None:
+                    break
+                mirrored = lane.take()
+                pool.send(link, new_batch(mirrored.jobs, origin=mirrored))
+
+    def _target(self, model: str, mirrored: Mirrored) -> Pool | None:
+        route = self._table.routes[model]
+        version = route.candidate if mirrored.pair.primary is Arm.BASELINE else route.baseline
+        return None if version is None else self._pools.get((model, version))
+
+    def _expire_mirror(self, now: float) -> None:
+        """What waited too long is shed; where no replica lives to take it, that is its version's failure."""
+        for model, lane in self._lanes.items():
+            for mirrored in lane.take_older_than(now - lane.settings.timeout_s):
+                pool = self._target(model, mirrored)
+                if pool is not None and pool.usable:
+                    lane.shed_taken(mirrored)
+                else:
+                    lane.fail(mirrored, Status.TIMEOUT, "no live replica")
+
+    # -- replicas ------------------------------------------------------------------------------------------------------
+
+    def _pool_of(self, replica: Replica) -> Pool:
+        key = (replica.model, replica.version)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = Pool(
+                ModelSpec.from_json(replica.spec),
+                self._config.models[replica.model].batching,
+                self._loop,
+                measure=lambda: replica.model in self._lanes,
+            )
+            self._pools[key] = pool
+        return pool
+
+    def _note_live(self) -> None:
+        """Bring ``models`` up to date: every request asks for it, while replicas seldom come and go.
+
+        A baseline stays while its replicas restart: its requests wait for them.
+        """
+        self._live = {name: {} for name in self._config.models}
+        for (model, version), pool in sorted(self._pools.items()):
+            route = self._table.routes.get(model)
+            if pool.links or (route is not None and route.baseline == version):
+                self._live[model][version] = pool.spec
+
+    def _scan(self) -> None:
+        """Meet new replicas, and let go of those that withdrew."""
+        announced = self._directory.replicas()
+        for replica_id, replica in announced.items():
+            if replica_id not in self._links and replica.model in self._config.models:
+                link = Link(self._context, self._loop, replica, on_reply=self._on_reply, on_down=self._on_down)
+                self._links[replica_id] = link
+                pool = self._pool_of(replica)
+                pool.links.append(link)
+                self._note_live()
+                log_event(_log, "replica_up", model=replica.model, version=replica.version, replica=replica_id)
+                pool.pump()
+        for replica_id in [known for known in self._links if known not in announced]:
+            link = self._links[replica_id]
+            link.leaving = True
+            self._rescue_queue(self._pool_of(link.replica))
+            if not link.inflight:
+                self._drop(link)
+
+    def _drop(self, link: Link) -> None:
+        link.close()
+        self._links.pop(link.replica.id, None)
+        key = (link.replica.model, link.replica.version)
+        pool = self._pools[key]
+        if link in pool.links:
+            pool.links.remove(link)
+            self._note_live()
+        route = self._table.routes.get(link.replica.model)
+        if not pool.links and not pool.waiting and (route is None or route.baseline != link.replica.version):
+            del self._pools[key]
+
+    def _on_down(self, link: Link) -> None:
+        """A replica died: its batches are tried again, answered by the baseline, or counted."""
+        replica = link.replica
+        log_event(_log, "replica_down", level=logging.ERROR, model=replica.model, version=replica.version)
+        self._directory.withdraw(replica.id)
+        pool = self._pool_of(replica)
+        batches = list(link.inflight.values())
+        link.inflight.clear()
+        self._drop(link)
+        for at, batch in enumerate(batches):
+            self._lost(pool, batch, "its replica died", Status.ERROR, ran=at == 0)
+        self._rescue_queue(pool)
+
+    def _lost(self, pool: Pool, batch: Batch, why: str, status: Status, *, ran: bool) -> None:
+        """A batch that will not be answered: mirrored, candidate's, or to be tried again in halves.
+
+        ``ran`` is False for one that still waited behind the batch in work: it is not to blame for anything.
+        """
+        if batch.origin is not None:
+            lane = self._lanes.get(pool.spec.name)
+            if lane is not None and lane.deployment_id == batch.origin.pair.deployment_id:
+                lane.fail(batch.origin, status, why)
+            return
+        again = []
+        for job in batch.jobs:
+            if job.abandoned or job.batch_id != batch.id:
+                continue
+            if job.protected:
+                self._fall_back(job, status, why)
+                continue
+            job.losses += ran
+            again.append(job)
+        if len(again) == 1 and again[0].losses >= _MAX_LOSSES:
+            model = pool.spec.name
+            times = again[0].losses
+            _fail(again[0], ModelFailedError(f"model {model!r}: its process died {times} times running this request"))
+            return
+        # Halves, then one by one: a request that kills has three replicas at most, however large its batch was.
+        tried_before = any(job.losses > 1 for job in again)
+        size = 1 if tried_before else (len(again) + 1) // 2
+        for at in range(0, len(again), max(size, 1)):
+            pool.retry(new_batch(again[at : at + size]))
+
+    def _rescue_queue(self, pool: Pool) -> None:
+        """When a candidate has no replica left, the baseline answers what waits for it."""
+        if pool.usable:
+            return
+        for job in pool.take_protected():
+            self._fall_back(job, Status.ERROR, "no live replica")
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
+        self._ticks += 1
+        now = self._loop.time()
+        if self._ticks % _SCAN_EVERY_TICKS == 0:
+            self._scan()
+            self._show()
+        for pool in list(self._pools.values()):
+            self._expire(pool, now)
+        self._expire_mirror(now)
+        self._pump_mirror()
+
+    def _expire(self, pool: Pool, now: float) -> None:
+        for link in list(pool.links):
+            for batch in list(link.inflight.values()):
+                self._expire_batch(pool, link, batch, now)
+        for job in pool.expire(lambda job: now >= self._due(job)):
+            self._late(job)
+
+    def _due(self, job: Job) -> float:
+        """When a request is given up: at its deadline, or halfway while the candidate has it."""
+        if job.protected:
+            return (job.arrived + job.deadline) / 2
+        return job.deadline
+
+    def _late(self, job: Job) -> None:
+        if job.protected:
+            # A client in a hurry proves nothing: the candidate had its time when it had that of the latency target.
+            target_s = self._route(job.request.model).limits.latency_target_ms / 1000
+            fair = self._loop.time() - job.arrived >= target_s
+            self._fall_back(job, Status.TIMEOUT, "no answer in time", counted=fair)
+        else:
+            _fail(job, DeadlineError(f"model {job.request.model!r}: no answer within the deadline"))
+
+    def _expire_batch(self, pool: Pool, link: Link, batch: Batch, now: float) -> None:
+        if batch.origin is None:
+            for job in batch.jobs:
+                if not job.abandoned and now >= self._due(job):
+                    self._late(job)
+        if now - batch.sent < self._patience(pool, batch):
+            return
+        link.abandon(batch.id)
+        self._lost(pool, batch, "no answer in time", Status.TIMEOUT, ran=True)
+        for other in list(link.inflight.values()):
+            del link.inflight[other.id]
+            self._lost(pool, other, "its replica hangs", Status.TIMEOUT, ran=False)
+        self._rescue_queue(pool)
+
+    def _patience(self, pool: Pool, batch: Batch) -> float:
+        """How long a batch may be with its replica before that is taken to hang."""
+        if batch.origin is not None:
+            patience_s = self._config.models[pool.spec.name].mirror.timeout_s
+            # The baseline's clients must not lose their replica to a mirror that is in a hurry.
+            on_baseline = batch.origin.pair.primary is Arm.CANDIDATE
+            return max(patience_s, pool.batching.timeout_s) if on_baseline else patience_s
+        if any(job.arm is Arm.CANDIDATE and not job.pinned for job in batch.jobs):
+            return min(pool.batching.timeout_s, self._config.server.deadline_s / 2)
+        return pool.batching.timeout_s
+
+    def _show(self) -> None:
+        for model, lane in self._lanes.items():
+            self._metrics.set_mirror(model, lane.accounting.snapshot().to_json())
+        for (model, version), pool in self._pools.items():
+            self._metrics.set_queue(model, version, pool.queued_items)
+
+
+def _stop(jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        _fail(job, UnavailableError("the server is stopping"))
+
+
+def _fail(job: Job, error: ServingError) -> None:
+    if not job.abandoned:
+        job.future.set_exception(error)

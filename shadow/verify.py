@@ -1,0 +1,392 @@
+"""Evidence recomputed from its raw rows: every chain walked, every difference, every sum, every join.
+
+Trust starts from heads that were recorded elsewhere (database, journal): a chain must reach each of them with the same
+bytes. Rows after the last recorded head are there because a router was ahead of the last decision; they are checked,
+but no figure rests on them.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.tensor import Array
+from shadow.comparators import COMPARATORS, open_comparator
+from shadow.errors import EvidenceError
+from shadow.evidence import Evidence, canonical
+from shadow.labels import SCHEMA as LABEL_SCHEMA
+from shadow.pair import Arm, Status
+from shadow.rows import SCHEMA as PAIR_SCHEMA
+from shadow.rows import comparison_columns
+from shadow.store import Head, Header, Kind, Segment, chains, read_segments, walk_chain
+from shadow.sums import label_sums, sums
+
+_MEAN_TOLERANCE: Final = 1e-9  # a mean of doubles depends on the order of its terms
+_ItemKey: TypeAlias = tuple[str, int]  # request id, item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What one journal entry says of the evidence at its chain heads."""
+
+    seq: int
+    evidence: Mapping[str, Any]  # JSON of the sums
+    heads: tuple[Head, ...]
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainReport:
+    """One chain on disk: its end, and how much of it the recorded heads vouch for."""
+
+    head: Head
+    kind: Kind
+    recorded_segments: int
+    later_rows: int  # after the last decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """The outcome: without ``problems`` everything claimed was recomputed, ``evidence`` being the sums at the heads."""
+
+    evidence: Evidence = field(default_factory=Evidence)
+    chains: tuple[ChainReport, ...] = ()
+    claims: int = 0  # recomputed and found right
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def run_id(evidence: Evidence, heads: Iterable[Head]) -> str:
+    """The name of one look at the evidence: the first 12 hex digits of the sha256 of its sums and chain heads."""
+    ends = sorted([head.chain, head.segments, head.rows, head.sha256] for head in heads)
+    return sha256(canonical({"evidence": evidence.to_json(), "heads": ends})).hexdigest()[:12]
+
+
+def evidence_at(folder: Path, heads: Iterable[Head]) -> Evidence:
+    """The sums at some chain heads, recomputed from the raw rows of these chains up to there.
+
+    Raises:
+        EvidenceError: the evidence is not what it was at these heads; names the file.
+    """
+    return sum((_chain_evidence(folder, head) for head in heads if head.segments), Evidence())
+
+
+def _chain_evidence(folder: Path, head: Head) -> Evidence:
+    total = Evidence()
+    for segment, found in walk_chain(folder, head.chain):
+        total += _segment_evidence(segment)
+        if found.segments == head.segments:
+            if found != head:
+                raise EvidenceError(f"{folder}: chain {head.chain}: {_changed(head, found)}")
+            return total
+    raise EvidenceError(f"{folder}: chain {head.chain}: cut: {head.segments} segments were recorded")
+
+
+def _segment_evidence(segment: Segment) -> Evidence:
+    header = segment.header()
+    if header.kind is Kind.LABELS:
+        return label_sums(segment.table(LABEL_SCHEMA))
+    return sums(segment.table(PAIR_SCHEMA), header.limits)
+
+
+def _changed(recorded: Head, found: Head) -> str:
+    return f"changed: the head after segment {recorded.segments} was {recorded.sha256}, now {found.sha256}"
+
+
+def verify(folder: Path, heads: Mapping[str, Head], claims: Sequence[Claim] = ()) -> Verification:
+    """Recompute the evidence of one rollout, and compare it with the recorded heads and with every claim.
+
+    Never raises for what is wrong with the evidence: all of it is in ``problems``, each naming its file.
+    """
+    audit = _Audit(folder)
+    claimed = (head for claim in claims for head in claim.heads)
+    anchors = [head for head in (*heads.values(), *claimed) if head.segments]
+    audit.walk()
+    audit.check_anchors(anchors)
+    audit.recompute(anchors)
+    right = sum(audit.check_claim(claim) for claim in claims)
+    return Verification(
+        evidence=audit.evidence_at(heads.values()) or Evidence(),
+        chains=audit.reports(anchors),
+        claims=right,
+        problems=tuple(dict.fromkeys(audit.problems)),
+        notes=tuple(dict.fromkeys(audit.notes)),
+    )
+
+
+@dataclass(slots=True)
+class _Chain:
+    """What is known of one chain: the head after each segment, and its header without the place in the chain."""
+
+    heads: list[Head]
+    header: Header
+
+
+class _Audit:
+    """One run of ``verify``: gathers problems on its way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self._folder = folder
+        self._chains: dict[str, _Chain] = {}  # those whose hashes hold
+        self._broken: set[str] = set()  # the others
+        self._sums: dict[tuple[str, int], Evidence] = {}  # by chain and number of segments
+        self._labels = _LabelCheck(folder)
+
+    def walk(self) -> None:
+        """Follow the hashes of every chain, which needs no look at the rows."""
+        try:
+            names = list(chains(self._folder))
+        except EvidenceError as error:
+            self.problems.append(str(error))
+            return
+        for name in names:
+            try:
+                self._walk(name)
+            except EvidenceError as error:
+                self.problems.append(str(error))
+                self._broken.add(name)
+        self._check_agreement()
+
+    def _walk(self, name: str) -> None:
+        heads: list[Head] = []
+        headers: list[Header] = []
+        for segment, head in walk_chain(self._folder, name):
+            header = segment.header()
+            heads.append(head)
+            headers = headers or [_constant(header)]
+            if _constant(header) != headers[0]:
+                raise EvidenceError(f"{segment.path}: header: differs from the chain's first segment")
+            if not header.account.balanced:
+                raise EvidenceError(f"{segment.path}: header: account: items do not add up to those sampled")
+        self._chains[name] = _Chain(heads, headers[0])
+
+    def _check_agreement(self) -> None:
+        """All chains are of one rollout and count by the same limits."""
+        facts = {(chain.header.deployment_id, chain.header.limits) for chain in self._chains.values()}
+        if len(facts) > 1:
+            names = ", ".join(sorted(self._chains))
+            self.problems.append(f"{self._folder}: chains {names}: expected one deployment_id and the same limits")
+
+    def check_anchors(self, anchors: Iterable[Head]) -> None:
+        """Each recorded head must be on its chain; a chain that does not hold vouches for nothing."""
+        for anchor in anchors:
+            if (complaint := self._complaint(anchor)) is not None:
+                self.problems.append(f"{self._folder}: chain {anchor.chain}: {complaint}")
+                self._chains.pop(anchor.chain, None)
+                self._broken.add(anchor.chain)
+
+    def _complaint(self, anchor: Head) -> str | None:
+        chain = self._chains.get(anchor.chain)
+        if chain is None:
+            return f"{anchor.segments} segments were recorded, none of which can be trusted now"
+        if anchor.segments > len(chain.heads):
+            return f"cut: {anchor.segments} segments were recorded, {len(chain.heads)} are there"
+        found = chain.heads[anchor.segments - 1]
+        if found != anchor:
+            return _changed(anchor, found)
+        return None
+
+    def recompute(self, anchors: Iterable[Head]) -> None:
+        """Sum up the rows of every chain that holds, and check each row against its scores."""
+        wanted = {(anchor.chain, anchor.segments) for anchor in anchors}
+        for name in sorted(self._chains, key=lambda name: self._chains[name].header.kind is Kind.PAIRS):
+            total = Evidence()  # labels come first, to be found again among the pairs
+            try:
+                for segment in read_segments(self._folder, name):
+                    total += self._segment_sums(segment)
+                    if (name, segment.number) in wanted:
+                        self._sums[name, segment.number] = total
+            except EvidenceError as error:
+                self.problems.append(str(error))
+        self.problems += self._labels.leftover(self._broken)
+
+    def _segment_sums(self, segment: Segment) -> Evidence:
+        header = segment.header()
+        if header.kind is Kind.LABELS:
+            table = segment.table(LABEL_SCHEMA)
+            self.problems += self._labels.expect(segment, table)
+            return label_sums(table)
+        table = segment.table(PAIR_SCHEMA)
+        if header.comparator not in COMPARATORS:
+            self.notes.append(f"chain {segment.chain}: comparator {header.comparator} is the user's: not recomputed")
+        self.problems += [f"{segment.path}: {complaint}" for complaint in _check_rows(table, header)]
+        self.problems += self._labels.find(segment, table)
+        return sums(table, header.limits)
+
+    def check_claim(self, claim: Claim) -> bool:
+        """Whether an entry's sums and name follow from the rows; what does not is a problem."""
+        evidence = self.evidence_at(claim.heads)
+        if evidence is None:
+            self.problems.append(f"journal: entry {claim.seq}: its evidence cannot be recomputed")
+        elif canonical(evidence.to_json()) != canonical(claim.evidence):
+            self.problems.append(f"journal: entry {claim.seq}: evidence: {_first_difference(evidence, claim)}")
+        elif run_id(evidence, claim.heads) != claim.run_id:
+            self.problems.append(f"journal: entry {claim.seq}: run_id: expected {run_id(evidence, claim.heads)}")
+        else:
+            return True
+        return False
+
+    def evidence_at(self, heads: Iterable[Head]) -> Evidence | None:
+        """The recomputed sums at some heads; None where a chain does not hold."""
+        parts = [self._sums.get((head.chain, head.segments)) for head in heads if head.segments]
+        return sum((part for part in parts if part is not None), Evidence()) if None not in parts else None
+
+    def reports(self, anchors: Sequence[Head]) -> tuple[ChainReport, ...]:
+        """The chains that hold, by name."""
+        return tuple(self._report(name, anchors) for name in sorted(self._chains))
+
+    def _report(self, name: str, anchors: Sequence[Head]) -> ChainReport:
+        chain = self._chains[name]
+        recorded = max((anchor.segments for anchor in anchors if anchor.chain == name), default=0)
+        rows = chain.heads[recorded - 1].rows if recorded else 0
+        return ChainReport(
+            head=chain.heads[-1],
+            kind=chain.header.kind,
+            recorded_segments=recorded,
+            later_rows=chain.heads[-1].rows - rows,
+        )
+
+
+class _LabelCheck:
+    """Whether every joined row repeats a row of a pair, no item twice. Holds the joined rows in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._items: set[_ItemKey] = set()
+        self._open: dict[tuple[str, int], dict[_ItemKey, tuple[str, Any]]] = {}  # source and batch → key → file, facts
+
+    def expect(self, segment: Segment, table: pa.Table) -> list[str]:
+        """Note joined rows that must be found among the pairs; returns problems."""
+        problems = []
+        for row in table.drop_columns(["label"]).to_pylist():
+            key = row["request_id"], row["item"]
+            if key in self._items:
+                problems.append(f"{segment.path}: item {key[1]} of request {key[0]!r} is joined twice")
+            self._items.add(key)
+            batch = self._open.setdefault((row["source"], row["batch"]), {})
+            batch[key] = segment.path.name, _facts(row)
+        return problems
+
+    def find(self, segment: Segment, table: pa.Table) -> list[str]:
+        """Tick off the joined rows that are in a segment of pairs; returns problems."""
+        batches = table["batch"].to_numpy()
+        mine = [batch for source, batch in self._open if source == segment.chain]
+        rows = np.flatnonzero(np.isin(batches, mine)) if mine else np.empty(0, np.int64)
+        problems = []
+        for row in table.select(_JOINED).take(pa.array(rows)).to_pylist():
+            expected = self._open[segment.chain, row["batch"]].pop((row["request_id"], row["item"]), None)
+            if expected is not None and expected[1] != _facts(row):
+                problems.append(
+                    f"{self._folder / expected[0]}: {_named(row)}: differs from its row in {segment.path.name}"
+                )
+            elif expected is not None and not _counts(row):
+                problems.append(f"{self._folder / expected[0]}: {_named(row)}: not an item that both versions ran")
+        return problems
+
+    def leftover(self, broken: Collection[str]) -> list[str]:
+        """Joined rows without a pair, as problems; chains that do not hold have their own problem."""
+        return [
+            f"{self._folder / name}: item {item} of request {request_id!r}: no such row in chain {source}"
+            for (source, _), expected in self._open.items()
+            for (request_id, item), (name, _) in expected.items()
+            if source not in broken
+        ]
+
+
+_FACTS: Final = ("at_unix_us", "stage", "baseline_top1", "candidate_top1")
+_JOINED: Final = ["request_id", "item", "batch", "baseline_status", "candidate_status", *_FACTS]
+
+
+def _facts(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _FACTS)
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return f"item {row['item']} of request {row['request_id']!r}"
+
+
+def _counts(row: Mapping[str, Any]) -> bool:
+    return bool(row["baseline_status"] == Status.OK and row["candidate_status"] != Status.ABSENT)
+
+
+def _constant(header: Header) -> Header:
+    return replace(header, number=0, previous="", account=type(header.account)())
+
+
+def _check_rows(table: pa.Table, header: Header) -> Iterator[str]:
+    """What is wrong with the rows of a segment by themselves."""
+    texts = {name: pc.cast(table[name], pa.string()).to_numpy() for name in _STATUSES}
+    for arm in Arm:
+        yield from _check_side(table, texts, arm)
+    if header.comparator not in COMPARATORS:
+        return
+    left, right = (table[f"{arm}_scores"].combine_chunks() for arm in Arm)
+    recomputed = comparison_columns(left, right, open_comparator(header.comparator, header.output))
+    for name, column in recomputed.items():
+        equal = _close if name == "mean_delta" else np.equal
+        if (row := _first_unequal(table[name].combine_chunks(), column, equal)) is not None:
+            yield f"row {row}: {name}: does not follow from the scores"
+
+
+_STATUSES: Final = ("baseline_status", "candidate_status", "baseline_batch", "candidate_batch")
+
+
+def _check_side(table: pa.Table, texts: Mapping[str, Array], arm: Arm) -> Iterator[str]:
+    """Scores are there just where both sides ran and this one is OK; a batch is OK just when a request is."""
+    mine, other = texts[f"{arm}_status"], texts[f"{arm.other}_status"]
+    due = (mine == Status.OK) & (other != Status.ABSENT) & (table["request_rows"].to_numpy() > 0)
+    have = pc.is_valid(table[f"{arm}_scores"]).to_numpy()
+    if (due != have).any():
+        yield f"row {int(np.argmax(due != have))}: {arm}_scores: expected just where both versions ran and it is ok"
+    starts = np.flatnonzero(table["batch_row"].to_numpy() == 0)
+    if table.num_rows and (not len(starts) or starts[0] != 0):
+        yield "row 0: batch_row: expected a batch's first row"
+    elif table.num_rows:
+        any_ok = np.logical_or.reduceat(mine == Status.OK, starts)
+        said_ok = texts[f"{arm}_batch"][starts] == Status.OK
+        if (any_ok != said_ok).any():
+            row = int(starts[np.argmax(any_ok != said_ok)])
+            yield f"row {row}: {arm}_batch: expected ok just when a request of the batch is"
+
+
+def _first_unequal(left: pa.Array, right: pa.Array, equal: Callable[[Array, Array], Array]) -> int | None:
+    """The first row where two nullable columns differ."""
+    there = left.is_valid().to_numpy(zero_copy_only=False)
+    same = there == right.is_valid().to_numpy(zero_copy_only=False)
+    values = [column.fill_null(0).to_numpy(zero_copy_only=False) for column in (left, right)]
+    same &= ~there | equal(*values)
+    return None if same.all() else int(np.argmin(same))
+
+
+def _close(left: Array, right: Array) -> Array:
+    close: Array = np.abs(left - right) <= _MEAN_TOLERANCE
+    return close
+
+
+def _first_difference(evidence: Evidence, claim: Claim) -> str:
+    """The first figure that differs, by its path."""
+    found, claimed = dict(_leaves(evidence.to_json())), dict(_leaves(claim.evidence))
+    for path in sorted({*found, *claimed}):
+        if found.get(path) != claimed.get(path):
+            return f"{path}: the rows give {found.get(path)}, the entry says {claimed.get(path)}"
+    return "spelled differently"
+
+
+def _leaves(value: Any, path: str = "stage") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(part, f"{path}.{key}")
+    else:
+        yield path, value

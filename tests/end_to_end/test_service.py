@@ -1,0 +1,152 @@
+"""The endpoint, the admin door and the metrics of a running service, through the clients that users have."""
+
+import json
+import urllib.request
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from models.reference.digits import load_split
+from tests.end_to_end.service import Service, understudy, wait_for
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(120)]
+
+
+def digit(count: int = 1) -> triton.InferInput:
+    tensor = triton.InferInput("image", [count, 1, 8, 8], "FP32")
+    tensor.set_data_from_numpy(load_split().test_images[:count])
+    return tensor
+
+
+def test_real_digits_are_answered_through_the_stock_client(service: Service) -> None:
+    split = load_split()
+    client = triton.InferenceServerClient(service.http)
+    assert client.is_server_ready()
+    assert client.get_model_metadata("digits")["inputs"][0]["shape"] == [-1, 1, 8, 8]
+    answer = client.infer("digits", [digit(32)], request_id="é✓")
+    right = answer.as_numpy("scores").argmax(axis=1) == split.test_labels[:32]
+    assert answer.get_response()["id"] == "é✓"
+    assert answer.get_response()["model_version"] == "1"
+    assert 0.6 < right.mean() < 1
+
+
+def test_an_unknown_model_or_version_and_a_wrong_shape_are_the_clients_errors(service: Service) -> None:
+    client = triton.InferenceServerClient(service.http)
+    wrong = triton.InferInput("image", [1, 8, 8], "FP32")
+    wrong.set_data_from_numpy(np.zeros((1, 8, 8), np.float32))
+    for model, version, tensor, status in (
+        ("nope", "", digit(), "404"),
+        ("digits", "9", digit(), "404"),
+        ("digits", "", wrong, "400"),
+    ):
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer(model, [tensor], model_version=version)
+        assert refused.value.status() == status
+    assert client.is_server_live()
+
+
+def test_a_candidate_is_loaded_pinned_forced_and_unloaded_without_a_restart(service: Service) -> None:
+    client = triton.InferenceServerClient(service.http)
+    service.admin.start("digits", 3)
+    service.wait_for_state("digits", "shadow")
+    assert client.infer("digits", [digit()], model_version="3").get_response()["model_version"] == "3"
+    forced = client.infer("digits", [digit()], headers={"x-understudy-version": "candidate"})
+    assert forced.get_response()["model_version"] == "3"
+    assert client.infer("digits", [digit()]).get_response()["model_version"] == "1"
+
+    with pytest.raises(Exception, match="is active"):
+        service.admin.start("digits", 2)
+    service.admin.act("digits", "abort", reason="the test is over")
+
+    status = service.wait_for_state("digits", "aborted")
+    assert status["outcome"] == "SHADOW ONLY"
+    wait_for(lambda: not client.is_model_ready("digits", "3"), timeout_s=10, what="version 3 to go away")
+    assert "Execution Verdict: SHADOW ONLY" in (Path(status["folder"]) / "deployment_verdict.md").read_text()
+
+
+def test_a_slow_and_leaking_candidate_is_rolled_back(service: Service) -> None:
+    service.admin.start("digits", 5, policy="different.yaml")
+    service.wait_for_state("digits", "shadow")
+    client = triton.InferenceServerClient(service.http)
+    while service.rollout("digits")["active"]:
+        client.infer("digits", [digit(4)])
+    status = service.rollout("digits")
+    assert status["state"] == "rolled_back"
+    assert {"latency", "memory"} & {gate["gate"] for gate in status["judgement"]["gates"] if gate["verdict"] == "FAIL"}
+    assert status["outcome"] == "REJECT"
+
+
+def test_the_command_line_steers_and_reports(service: Service) -> None:
+    admin = ("--admin", service.admin_url)
+    started = understudy("rollout", "start", "steady", "--candidate", "2", "--json", *admin)
+    assert started.returncode == 0, started.stderr
+    folder = Path(json.loads(started.stdout)["folder"])
+    service.wait_for_state("steady", "shadow")
+    load = service.play("steady", 300)
+    assert load.errors == []
+    labels = folder.parent / "labels.csv"
+    labels.write_text("request_id,item,label\nsteady-1,0,3\nsteady-2,0,3\n")
+    added = understudy("labels", "add", str(labels), "--model", "steady", *admin)
+    assert added.returncode == 0, added.stderr
+    assert "2 labels accepted" in added.stdout
+    paused = understudy("rollout", "pause", "steady", "--reason", "a look", "--json", *admin)
+    assert json.loads(paused.stdout)["state"] == "paused"
+    assert "paused" in understudy("rollout", "status", "steady", *admin).stdout
+    aborted = understudy("rollout", "abort", "steady", *admin)
+    assert aborted.returncode == 0, aborted.stderr
+    service.wait_for_state("steady", "aborted")
+    report = understudy("report", folder.name, "--reports", str(folder.parent))
+    assert report.returncode == 0, report.stderr
+    assert report.stdout.splitlines()[-1].startswith("Execution Verdict: SHADOW ONLY — confidence = ")
+    verified = understudy("evidence", "verify", str(folder))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("start", "steady", "--candidate", "9"), "9"),
+        (("start", "nope", "--candidate", "2"), "nope"),
+        (("start", "steady", "--candidate", "1"), "baseline already"),
+        (("start", "steady", "--candidate", "2", "--policy", "missing.yaml"), "missing.yaml"),
+        (("status", "nope"), "nope"),
+    ],
+)
+def test_wrong_use_of_a_rollout_is_one_line_and_status_2(
+    service: Service, arguments: tuple[str, ...], words: str
+) -> None:
+    done = understudy("rollout", *arguments, "--admin", service.admin_url)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_server_is_refused_its_ports(service: Service) -> None:
+    done = understudy("serve", str(service.config))
+    assert done.returncode == 2
+    assert "http_port" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_metrics_show_requests_weights_and_the_mirrors_account(service: Service) -> None:
+    with urllib.request.urlopen(service.metrics_url) as page:
+        text = page.read().decode()
+    assert 'understudy_requests_total{model="digits",outcome="ok",version="1"}' in text
+    assert "understudy_candidate_weight_percent" in text
+
+
+def test_logs_are_json_lines_without_payloads(service: Service) -> None:
+    lines = (service.reports / "logs" / "router.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert {"replica_up"} <= {event["event"] for event in events}
+    assert all("ts" in event and "level" in event for event in events)
+
+
+def test_the_admin_door_speaks_openapi(service: Service) -> None:
+    paths = httpx.get(f"{service.admin_url}/openapi.json", trust_env=False).json()["paths"]
+    assert "/rollouts/{model}" in paths

@@ -1,0 +1,40 @@
+import gzip
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import InvalidArgumentError, PayloadTooLargeError, UnsupportedMediaTypeError
+from serving.protocol.compression import ENCODINGS, check_encoding, compress, decompress
+
+ENCODING = st.sampled_from(sorted(ENCODINGS))
+
+
+@given(st.binary(max_size=2000), ENCODING)
+def test_what_is_compressed_comes_back(data: bytes, encoding: str) -> None:
+    assert decompress(compress(data, encoding), encoding, len(data)) == data
+
+
+@given(st.binary(min_size=1, max_size=500), ENCODING)
+def test_one_byte_over_the_limit_is_too_large(data: bytes, encoding: str) -> None:
+    with pytest.raises(PayloadTooLargeError):
+        decompress(compress(data, encoding), encoding, len(data) - 1)
+
+
+@given(st.binary(max_size=100), ENCODING)
+def test_other_bytes_are_refused(data: bytes, encoding: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=encoding):
+        decompress(b"\x00" + data, encoding, 1000)
+
+
+def test_others_read_it() -> None:
+    assert gzip.decompress(compress(b"abc", "gzip")) == b"abc"
+    assert zlib.decompress(compress(b"abc", "deflate")) == b"abc"
+
+
+def test_only_gzip_and_deflate_are_spoken() -> None:
+    check_encoding("gzip")
+    check_encoding("deflate")
+    with pytest.raises(UnsupportedMediaTypeError, match="'br'"):
+        check_encoding("br")

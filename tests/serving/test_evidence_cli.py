@@ -1,0 +1,217 @@
+"""``understudy evidence verify`` on a rollout that a real controller judged from really recorded evidence."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+from typer.testing import CliRunner, Result
+
+from rollout.controller import Controller, Tools
+from rollout.entries import GENESIS, Entry, seal
+from rollout.journal import Journal
+from rollout.policy import load_policy
+from rollout.traffic import Snapshot
+from serving.cli.evidence import app
+from shadow.accounting import Accounting
+from shadow.errors import EvidenceError
+from shadow.pair import Pair
+from shadow.recorder import Recorder
+from shadow.store import Head, segment_name
+from tests.rollout.stage import BASELINE, CANDIDATE, MODEL, STAGES, Clock, FakeTraffic
+from tests.shadow.builders import bad, ok, outcome, pair, simple_pair
+
+LIMIT_NOTE_S = 61.0
+
+
+@contextmanager
+def recording(reports: Path, deployment_id: str) -> Iterator[Recorder]:
+    limits = load_policy("equivalence", reports).limits(1e-3)
+    folder = reports / deployment_id / "evidence"
+    recorder = Recorder(folder, "router", deployment_id, limits, Accounting(), flush_interval_s=3600)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+def seen(recorder: Recorder) -> Snapshot:
+    recorder.flush()
+    found = recorder.snapshot()
+    assert found.head is not None
+    return Snapshot(evidence=found.evidence, heads=(found.head,), accounting={})
+
+
+def traffic_of(number: int) -> list[Pair]:
+    """Good pairs at first, then a candidate that fails every request."""
+    if number < 3:
+        return [simple_pair(f"{number}-{index}") for index in range(50)]
+    return [pair(outcome(ok([1, 0, 0])), outcome(bad(), service_ms=None)) for _ in range(50)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a rollout that was rolled back, beside its database."""
+    root = tmp_path_factory.mktemp("service")
+    clock, traffic = Clock(), FakeTraffic()
+    with closing(Journal("sqlite:///understudy.db", relative_to=root)) as journal:
+        controller = Controller(
+            journal=journal,
+            reports=root / "reports",
+            traffic=traffic,
+            baselines={MODEL: BASELINE},
+            tools=Tools(monotonic=clock.monotonic, now=clock.now),
+        )
+        policy = load_policy("equivalence", root)
+        name = controller.start(MODEL, CANDIDATE, policy, stages=STAGES, tolerance=1e-3, actor="test")
+        with recording(root / "reports", name) as recorder:
+            for number in range(6):
+                for one in traffic_of(number):
+                    assert recorder.offer(replace(one, deployment_id=name))
+                traffic.snapshots[name] = seen(recorder)
+                controller.tick()
+                clock.at_s += LIMIT_NOTE_S
+    return root / "reports" / name
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    shutil.copytree(finished.parents[1], tmp_path / "service")
+    return tmp_path / "service" / "reports" / finished.name
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["verify", *map(str, arguments)])
+
+
+def problems(folder: Path, *options: str) -> list[str]:
+    result = run(folder, "--json", *options)
+    said: list[str] = orjson.loads(result.stdout)["problems"]
+    assert result.exit_code == (1 if said else 0)
+    return said
+
+
+def rewrite(folder: Path, entries: list[dict[str, object]]) -> None:
+    """Write a journal anew whose own chain holds, as a forger would."""
+    sealed: list[Entry] = []
+    for seq, entry in enumerate(entries, start=1):
+        body = {key: value for key, value in entry.items() if key != "hash"}
+        sealed.append(seal(body, seq=seq, prev=str(sealed[-1]["hash"]) if sealed else GENESIS))
+    (folder / "journal.jsonl").write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in sealed))
+
+
+def read(folder: Path) -> list[dict[str, object]]:
+    return [orjson.loads(line) for line in (folder / "journal.jsonl").read_bytes().splitlines()]
+
+
+def test_an_honest_rollout_verifies_with_every_figure_recomputed(folder: Path) -> None:
+    result = run(folder, "--json")
+    assert result.exit_code == 0
+    found = orjson.loads(result.stdout)
+    last = [entry for entry in read(folder) if entry["heads"]][-1]
+    assert found["problems"] == []
+    assert found["recomputed_entries"] == len([entry for entry in read(folder) if entry["heads"]]) >= 3
+    assert found["evidence"] == last["evidence"]
+    metrics = {metric["name"]: metric for metric in found["metrics"]}
+    assert metrics["top-1 agreement"]["value"] == 100
+    assert metrics["candidate errors"]["n"] == metrics["baseline errors"]["n"] >= 200
+    assert metrics["candidate errors"]["value"] > 20
+    assert metrics["baseline errors"]["value"] == 0
+
+
+def test_says_it_in_words_too(folder: Path) -> None:
+    result = run(folder)
+    assert result.exit_code == 0
+    assert "candidate errors" in result.stdout
+    assert "evidence holds" in result.stdout
+
+
+def test_a_flipped_byte_in_the_rows_is_found(folder: Path) -> None:
+    path = folder / "evidence" / segment_name("router", 2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert any("router-000002.parquet" in problem for problem in problems(folder))
+    assert "does NOT hold" in run(folder).stdout
+
+
+def test_a_tail_cut_off_is_found(folder: Path) -> None:
+    for path in sorted((folder / "evidence").glob("router-*.parquet"))[2:]:
+        path.unlink()
+    assert any("cut: " in problem for problem in problems(folder))
+
+
+def test_a_changed_entry_is_found(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"actor":"test"', b'"actor":"nobody"'))
+    assert any("entry 1: its content does not match its hash" in problem for problem in problems(folder))
+
+
+def test_a_journal_cut_at_its_end_is_found(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    assert any("cut: the database's last entry" in problem for problem in problems(folder))
+
+
+def test_sums_that_do_not_follow_from_the_rows_are_found_though_the_journal_was_sealed_anew(folder: Path) -> None:
+    entries = read(folder)
+    claimed = next(entry for entry in entries if entry["heads"])
+    sums = claimed["evidence"]
+    assert isinstance(sums, dict)
+    sums["0"]["pairs"] += 1
+    rewrite(folder, entries)
+    said = problems(folder, "--unanchored")
+    assert f"journal: entry {claimed['seq']}: evidence: stage.0.pairs: the rows give 100, the entry says 101" in said
+    assert any("cut: the database's last entry" in problem for problem in problems(folder))
+
+
+def test_a_figure_that_does_not_follow_from_the_sums_is_found(folder: Path) -> None:
+    entries = read(folder)
+    judged = [entry for entry in entries if entry["judgement"] and entry["heads"]][-1]
+    judgement = judged["judgement"]
+    assert isinstance(judgement, dict)
+    gate = next(gate for gate in judgement["gates"] if gate["gate"] == "error_rate")
+    gate["estimate"] = 0.0
+    rewrite(folder, entries)
+    said = problems(folder, "--unanchored")
+    assert any(f"entry {judged['seq']}: gate error_rate: estimate: the sums give" in problem for problem in said)
+
+
+def test_a_heads_list_that_is_malformed_is_a_problem(folder: Path) -> None:
+    entries = read(folder)
+    next(entry for entry in entries if entry["heads"])["heads"] = [{"chain": "router"}]
+    rewrite(folder, entries)
+    assert any("missing or malformed" in problem for problem in problems(folder, "--unanchored"))
+
+
+def test_without_its_database_nothing_vouches_for_the_evidence(folder: Path) -> None:
+    for file in folder.parents[1].glob("understudy.db*"):
+        file.unlink()
+    assert any("database that vouches for this evidence cannot be read" in problem for problem in problems(folder))
+    assert problems(folder, "--unanchored") == []
+
+
+def test_a_folder_without_a_journal_is_wrong_use(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert isinstance(result.exception, EvidenceError)
+    assert "expected a rollout's folder with a journal.jsonl" in str(result.exception)
+
+
+def test_rows_after_the_last_decision_are_reported_and_fine(folder: Path) -> None:
+    last = max((folder / "evidence").glob("router-*.parquet"))
+    number = int(last.stem.rpartition("-")[2])
+    entries = [entry for entry in read(folder) if _segments(entry) < number]
+    rewrite(folder, entries)
+    found = orjson.loads(run(folder, "--json", "--unanchored").stdout)
+    assert found["problems"] == []
+    assert found["chains"][0]["later_rows"] > 0
+
+
+def _segments(entry: dict[str, object]) -> int:
+    heads = entry["heads"]
+    assert isinstance(heads, list)
+    return max((Head(**head).segments for head in heads), default=0)

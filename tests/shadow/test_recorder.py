@@ -1,0 +1,273 @@
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shadow.accounting import Account, Accounting
+from shadow.errors import EvidenceError, ShadowError
+from shadow.evidence import Evidence
+from shadow.pair import Arm, Pair, Status
+from shadow.recorder import Recorder
+from shadow.rows import compact, to_table
+from shadow.store import read_segment, segment_name
+from shadow.sums import sums
+from shadow.verify import evidence_at, verify
+from tests.shadow.builders import COMPARATOR, DEPLOYMENT, LIMITS, bad, ok, outcome, pair, pairs, simple_pair
+from tests.shadow.comparators_for_tests import POISON
+
+NEVER_S = 3600.0
+COMPARATORS = "tests.shadow.comparators_for_tests"
+
+
+@contextmanager
+def recording(folder: Path, accounting: Accounting, **options: Any) -> Iterator[Recorder]:
+    recorder = Recorder(folder, "router", DEPLOYMENT, LIMITS, accounting, **{"flush_interval_s": NEVER_S, **options})
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+def offer(recorder: Recorder, accounting: Accounting, one: Pair) -> bool:
+    """Offer as the mirror's lane does."""
+    other = one.of(one.primary.other)
+    items = sum(
+        rows for rows, answer in zip(one.rows, other.answers, strict=True) if answer.status is not Status.ABSENT
+    )
+    accounting.sample(items)
+    taken = recorder.offer(one)
+    if not taken:
+        accounting.shed(items)
+    return taken
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return true()
+
+
+@given(some=st.lists(pairs(), max_size=5))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_what_was_offered_is_what_counts_and_every_item_is_accounted_for(
+    tmp_path_factory: pytest.TempPathFactory, some: list[Pair]
+) -> None:
+    folder, accounting = tmp_path_factory.mktemp("evidence"), Accounting()
+    with recording(folder, accounting) as recorder:
+        for one in some:
+            assert offer(recorder, accounting, one)
+            recorder.flush()
+        found = recorder.snapshot()
+    compacts = [compact(one, "scores") for one in some]
+    assert found.evidence == (sums(to_table(compacts, COMPARATOR, 0), LIMITS) if some else Evidence())
+    assert found.errors == 0
+    account = accounting.snapshot()
+    assert account.balanced
+    assert account.pending == account.shed == 0
+    if found.head is not None:
+        assert found.head.rows == sum(max(rows, 1) for one in some for rows in one.rows)
+        assert evidence_at(folder, [found.head]) == found.evidence
+
+
+def test_nothing_counts_before_it_is_durable(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting) as recorder:
+        offer(recorder, accounting, simple_pair())
+        before = recorder.snapshot()
+        assert (before.evidence, before.head) == (Evidence(), None)
+        assert accounting.snapshot() == Account(sampled=1, pending=1)
+        recorder.flush()
+        after = recorder.snapshot()
+        assert after.evidence.stage(0).pairs == 1
+        assert after.head is not None
+        assert (tmp_path / segment_name("router", 1)).exists()
+        assert accounting.snapshot() == Account(sampled=1, mirrored=1)
+
+
+def test_a_segment_says_the_account_with_its_own_rows_in_it(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting) as recorder:
+        for one in (simple_pair(), pair(candidate=outcome(bad(Status.TIMEOUT)), baseline=outcome(ok([1, 0])))):
+            offer(recorder, accounting, one)
+        accounting.sample(2)  # on their way
+        recorder.flush()
+        written = read_segment(tmp_path, "router", 1).header().account
+        assert written == accounting.snapshot() == Account(sampled=4, mirrored=1, timed_out=1, pending=2)
+
+
+def test_items_settle_by_their_end_on_the_side_that_did_not_answer(tmp_path: Path) -> None:
+    accounting = Accounting()
+    good, two = ok([1, 0], [1, 0]), [2, 2, 2, 2, 2]
+    mirrored = outcome(good, bad(Status.TIMEOUT), bad(Status.ERROR), bad(Status.MALFORMED), bad(Status.ABSENT))
+    with recording(tmp_path, accounting) as recorder:
+        offer(recorder, accounting, pair(outcome(*[good] * 5), mirrored, rows=two))
+        offer(recorder, accounting, pair(mirrored, outcome(*[good] * 5), rows=two, primary=Arm.CANDIDATE))
+        offer(recorder, accounting, pair(outcome(good), outcome(bad()), rows=[2], primary=Arm.CANDIDATE))
+        recorder.flush()
+        assert accounting.snapshot() == Account(sampled=18, mirrored=6, timed_out=4, failed=8)
+
+
+def test_the_thread_flushes_by_itself(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting, flush_interval_s=0.01) as recorder:
+        offer(recorder, accounting, simple_pair())
+        assert eventually(lambda: recorder.snapshot().head is not None)
+
+
+def test_many_rows_are_flushed_before_the_interval_is_over(tmp_path: Path) -> None:
+    accounting = Accounting()
+    answers = type(bad())(status=Status.OK, outputs={"scores": np.zeros((6000, 2), np.float32)})
+    with recording(tmp_path, accounting) as recorder:
+        for _ in range(3):
+            offer(recorder, accounting, pair(outcome(answers), outcome(answers), rows=[6000]))
+        assert eventually(lambda: recorder.snapshot().head is not None)
+
+
+def test_close_makes_the_rest_durable_and_refuses_more(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting) as recorder:
+        offer(recorder, accounting, simple_pair())
+    assert recorder.snapshot().evidence.stage(0).pairs == 1
+    assert not recorder.offer(simple_pair())
+    recorder.close()
+    assert accounting.snapshot() == Account(sampled=1, mirrored=1)
+
+
+def test_offers_beyond_the_bounds_are_refused(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting, max_pending_pairs=2) as recorder:
+        assert [offer(recorder, accounting, simple_pair()) for _ in range(4)] == [True, True, False, False]
+        recorder.flush()
+        assert offer(recorder, accounting, simple_pair())
+    assert accounting.snapshot() == Account(sampled=5, mirrored=3, shed=2)
+
+
+def test_scores_that_do_not_fit_the_bytes_are_refused(tmp_path: Path) -> None:
+    accounting = Accounting()
+    large = type(bad())(status=Status.OK, outputs={"scores": np.zeros((10, 1000), np.float32)})
+    with recording(tmp_path, accounting, max_pending_bytes=100_000) as recorder:
+        assert offer(recorder, accounting, pair(outcome(large), outcome(large), rows=[10]))
+        assert not offer(recorder, accounting, pair(outcome(large), outcome(large), rows=[10]))
+    assert accounting.snapshot() == Account(sampled=20, mirrored=10, shed=10)
+
+
+def test_a_pair_of_another_rollout_is_refused(tmp_path: Path) -> None:
+    with recording(tmp_path, Accounting()) as recorder:
+        assert not recorder.offer(replace(simple_pair(), deployment_id="another"))
+
+
+def test_swallows_a_pair_that_makes_no_sense(tmp_path: Path) -> None:
+    with recording(tmp_path, Accounting()) as recorder:
+        assert not recorder.offer(replace(simple_pair(), rows=(1, 1)))
+        found = recorder.snapshot()
+    assert found.errors == 1
+    assert found.fault is not None
+    assert "a pair that cannot be recorded" in found.fault
+
+
+def test_a_pair_that_the_comparator_cannot_compare_is_lost_alone_and_counted(tmp_path: Path) -> None:
+    accounting = Accounting()
+    poison = pair(outcome(ok([POISON, 0])), outcome(ok([1, 0])))
+    with recording(tmp_path, accounting, comparator=f"{COMPARATORS}:Poisoned") as recorder:
+        for one in (simple_pair("a"), poison, simple_pair("b")):
+            assert offer(recorder, accounting, one)
+        recorder.flush()
+        found = recorder.snapshot()
+        assert (found.evidence.stage(0).pairs, found.errors) == (2, 1)
+        assert found.fault == "the comparator failed: RuntimeError('poison')"
+        assert accounting.snapshot() == Account(sampled=3, mirrored=2, failed=1)
+        offer(recorder, accounting, simple_pair("c"))
+        recorder.flush()
+        assert recorder.snapshot().fault == found.fault  # what is lost stays lost
+        assert recorder.snapshot().errors == 1
+    assert verify(tmp_path, {}).ok
+
+
+def test_a_comparator_that_breaks_its_contract_is_a_fault(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting, comparator=f"{COMPARATORS}:Short") as recorder:
+        offer(recorder, accounting, simple_pair())
+        recorder.flush()
+        found = recorder.snapshot()
+    assert (found.evidence, found.head, found.errors) == (Evidence(), None, 1)
+    assert "max_delta: expected an array of shape [1]" in str(found.fault)
+    assert accounting.snapshot() == Account(sampled=1, failed=1)
+
+
+def test_rows_that_the_disk_refuses_are_kept_and_tried_again(tmp_path: Path) -> None:
+    accounting = Accounting()
+    blocker = tmp_path / f".{segment_name('router', 1)}.tmp"
+    with recording(tmp_path, accounting) as recorder:
+        blocker.mkdir()
+        offer(recorder, accounting, simple_pair("a"))
+        recorder.flush()
+        found = recorder.snapshot()
+        assert (found.evidence, found.head, found.errors) == (Evidence(), None, 1)
+        assert "evidence cannot be written" in str(found.fault)
+        assert accounting.snapshot() == Account(sampled=1, pending=1)
+        blocker.rmdir()
+        offer(recorder, accounting, simple_pair("b"))
+        recorder.flush()
+        assert (recorder.snapshot().evidence.stage(0).pairs, recorder.snapshot().fault) == (2, None)
+    assert accounting.snapshot() == Account(sampled=2, mirrored=2)
+
+
+def test_what_the_disk_refuses_at_the_end_is_counted_as_failed(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting, max_pending_pairs=1) as recorder:
+        (tmp_path / f".{segment_name('router', 1)}.tmp").mkdir()
+        assert offer(recorder, accounting, simple_pair("a"))
+        recorder.flush()
+        assert not offer(recorder, accounting, simple_pair("b"))
+    assert accounting.snapshot() == Account(sampled=2, failed=1, shed=1)
+
+
+def test_an_account_that_does_not_add_up_does_not_lose_evidence(tmp_path: Path) -> None:
+    with recording(tmp_path, Accounting()) as recorder:
+        assert recorder.offer(simple_pair())  # never sampled
+        recorder.flush()
+        found = recorder.snapshot()
+    assert found.evidence.stage(0).pairs == 1
+    assert "account" in str(found.fault)
+
+
+def test_an_offer_does_not_wait_for_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, go_on = Event(), Event()
+    accounting = Accounting()
+
+    def slow(descriptor: int) -> None:
+        writing.set()
+        go_on.wait(10)
+
+    with recording(tmp_path, accounting, flush_interval_s=0.01) as recorder:
+        monkeypatch.setattr("shadow.store.os.fsync", slow)
+        offer(recorder, accounting, simple_pair("a"))
+        assert writing.wait(10)
+        started = time.monotonic()
+        assert offer(recorder, accounting, simple_pair("b"))
+        assert recorder.snapshot().head is None
+        assert time.monotonic() - started < 1
+        go_on.set()
+    assert accounting.snapshot() == Account(sampled=2, mirrored=2)
+
+
+def test_every_incarnation_needs_a_chain_of_its_own(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting) as recorder:
+        offer(recorder, accounting, simple_pair())
+    with pytest.raises(EvidenceError, match="chain router exists already"), recording(tmp_path, accounting):
+        pass
+
+
+def test_an_unknown_comparator_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ShadowError, match="nonsense"), recording(tmp_path, Accounting(), comparator="nonsense"):
+        pass
