@@ -63,9 +63,16 @@ class Link:
         return not self.closed and not self.leaving and not self.abandoned
 
     def send(self, batch_id: int, batch: Any, frames: Sequence[Buffer]) -> None:
-        """Send a batch; its reply, or the link's end, will come by callback."""
+        """Send a batch; its reply, or the link's end, will come by callback. Never waits.
+
+        A replica that has just died takes its pipe along, and a socket without one would wait for another for ever.
+        """
         self.inflight[batch_id] = batch
-        self._socket.send_multipart(frames, copy=False)
+        try:
+            self._socket.send_multipart(frames, flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            self._loop.call_soon(self._end, "it is gone")
+            return
         self._check()
 
     def abandon(self, batch_id: int) -> Any:
@@ -108,6 +115,11 @@ class Link:
                 event: Mapping[str, Any] = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            _log.info("replica %s: %s", self.replica.id, event["event"])
+            self._end(str(event["event"]))
+
+    def _end(self, why: str) -> None:
+        """The replica is gone; said once."""
+        if not self.closed:
+            _log.info("replica %s: %s", self.replica.id, why)
             self.close()
             self._on_down(self)

@@ -34,6 +34,7 @@ from shadow.sampler import Sampler
 _log = logging.getLogger("understudy.router")
 _START_S: Final = 20.0
 _GRACE_S: Final = 1.0
+_STUCK_S: Final = 10.0
 # The recorder computes beside the event loop; a short interval keeps it from holding the interpreter for long.
 _SWITCH_INTERVAL_S: Final = 0.001
 
@@ -70,8 +71,9 @@ class DataServer:
 
     @property
     def alive(self) -> bool:
-        """Whether it still serves."""
-        return self._thread.is_alive()
+        """Whether it still serves: its thread runs, and its loop comes round."""
+        stuck = self._router is not None and time.monotonic() - self._router.ticked > _STUCK_S
+        return self._thread.is_alive() and not stuck
 
     def stop(self) -> None:
         """Answer what is in flight, close the ports, and make the evidence durable."""

@@ -75,6 +75,7 @@ class Router:
         self._lanes: dict[str, MirrorLane] = {}  # by model
         self._live: dict[str, dict[int, ModelSpec]] = {name: {} for name in config.models}
         self._ticks = 0
+        self.ticked = time.monotonic()  # when the loop last got round to it
         self._timer: asyncio.TimerHandle | None = None
 
     # -- the data plane's view -----------------------------------------------------------------------------------------
@@ -508,6 +509,7 @@ class Router:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         self._ticks += 1
+        self.ticked = time.monotonic()
         now = self._loop.time()
         if self._ticks % _SCAN_EVERY_TICKS == 0:
             self._scan()

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -181,3 +182,15 @@ async def test_the_announcement_of_a_killed_replica_is_withdrawn(tmp_path: Path)
             stage.close()
     finally:
         killed.end()
+
+
+async def test_sending_to_a_replica_whose_death_was_not_heard_of_yet_does_not_wait(tmp_path: Path, plug: Plug) -> None:
+    process = WorkerProcess(Directory(tmp_path), "r")
+    wire = await plug(process)
+    wire.send(1, 1)
+    assert await wire.answers(1) == [2.0]
+    process.send(signal.SIGKILL)
+    time.sleep(0.5)  # not heard of by the loop; ZeroMQ has its own thread
+    wire.send(2, 2)
+    await until(lambda: wire.downs)
+    assert (wire.downs, list(wire.link.inflight)) == (1, [2])
