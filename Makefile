@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench peers wrk reference clean
+.PHONY: setup demo test check format bench peers wrk proto reference clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,torch,triton,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,torch,triton,bench,dev]'
 	@touch $(READY)
 
 demo: $(READY)
@@ -32,10 +32,14 @@ format: $(READY)
 reference: $(READY)
 	$(BIN)/python -m models.reference --check
 
+# The descriptors that the server reads, from the .proto files beside them.
+proto: $(READY)
+	$(BIN)/python -m serving.protocol.proto.compile
+
 bench: $(READY) wrk
 	$(BIN)/python -m benchmarks.overhead
 
-# LitServe beside Understudy; its packages go into .venv-peers.
+# Triton, MLServer, LitServe, BentoML and Ray Serve beside Understudy; their packages go into .venv-peers.
 peers: $(READY) wrk
 	$(BIN)/python -m benchmarks.peers
 

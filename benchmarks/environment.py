@@ -17,7 +17,7 @@ def describe(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     """Time, commit, machine, load average and versions, fit for JSON; nothing that names the machine or its user."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": {
             "processor": _field(Path("/proc/cpuinfo"), "model name"),
             "cores": os.cpu_count(),
@@ -33,7 +33,7 @@ def describe(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that was measured; ``+changes`` where the tree is not that of the commit."""
     commit = _first_line("git", "rev-parse", "HEAD")
     changed = _first_line("git", "status", "--porcelain", "--untracked-files=no")

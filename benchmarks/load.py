@@ -24,8 +24,10 @@ done = function(summary, latency)
   local failed = 0
   for _, count in pairs(summary.errors) do failed = failed + count end
   io.write(string.format(
-    '\\n{mark}{{"requests": %d, "failed": %d, "duration_us": %d, "p50_us": %d, "p99_us": %d}}\\n',
-    summary.requests, failed, summary.duration, latency:percentile(50), latency:percentile(99)))
+    '\\n{mark}{{"requests": %d, "failed": %d, "duration_us": %d, "mean_us": %f, "sd_us": %f, ' ..
+    '"p50_us": %d, "p90_us": %d, "p99_us": %d}}\\n',
+    summary.requests, failed, summary.duration, latency.mean, latency.stdev,
+    latency:percentile(50), latency:percentile(90), latency:percentile(99)))
 end
 """
 
@@ -41,13 +43,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What the clients saw of one run. ``failed`` counts answers other than 2xx/3xx and broken connections."""
+    """What the clients saw of one run.
+
+    Attributes:
+        connections: how many clients there were; of an open loop, at most how many.
+        failed: answers other than 2xx/3xx, broken connections and what was not answered in time.
+        sd_ms: the standard deviation of the latency.
+    """
 
     connections: int
     requests: int
     failed: int
     requests_per_s: float
+    mean_ms: float
+    sd_ms: float
     p50_ms: float
+    p90_ms: float
     p99_ms: float
 
     @classmethod
@@ -66,8 +77,7 @@ class Sample:
             requests=value["requests"],
             failed=value["failed"],
             requests_per_s=value["requests"] / (value["duration_us"] / 1e6),
-            p50_ms=value["p50_us"] / 1000,
-            p99_ms=value["p99_us"] / 1000,
+            **{f"{name}_ms": value[f"{name}_us"] / 1000 for name in ("mean", "sd", "p50", "p90", "p99")},
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.workloads import BASELINE, Workload
 from models.backends import open_backend
 from models.repository import open_version
+from models.tensor import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,10 @@ class RawSample:
     batch: int
     calls: int
     rows_per_s: float
+    mean_ms: float
+    sd_ms: float
     p50_ms: float
+    p90_ms: float
     p99_ms: float
 
 
@@ -31,6 +35,10 @@ class RawModel:
         workload.write(scratch / workload.name)
         self._backend = open_backend(open_version(scratch / workload.name / str(BASELINE)), {})
         self._backend.load()
+
+    def scores(self) -> Array:
+        """What it answers to the workload's example, flat."""
+        return self._backend.run({self._workload.input: self._workload.example})[self._workload.output].ravel()
 
     def measure(self, batch: int, seconds: float, *, clock: Callable[[], float] = time.perf_counter) -> RawSample:
         """Run batches of one size for ``seconds``."""
@@ -44,13 +52,17 @@ class RawModel:
             now = clock()
             took_s.append(now - ended)
             ended = now
-        p50, p99 = np.percentile(took_s, [50, 99]).tolist()
+        took_ms = np.array(took_s) * 1000
+        p50, p90, p99 = np.percentile(took_ms, [50, 90, 99]).tolist()
         return RawSample(
             batch=batch,
             calls=len(took_s),
             rows_per_s=batch * len(took_s) / (ended - started),
-            p50_ms=p50 * 1000,
-            p99_ms=p99 * 1000,
+            mean_ms=float(took_ms.mean()),
+            sd_ms=float(took_ms.std()),
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
         )
 
     def close(self) -> None:

@@ -36,9 +36,10 @@ gates:
 
 @dataclass(frozen=True, slots=True)
 class Understudy:
-    """A running service."""
+    """A running service; ``grpc`` is host and port."""
 
     url: str
+    grpc: str
     admin: AdminClient
 
     def mirror(self, model: str) -> None:
@@ -91,7 +92,7 @@ def understudy(scratch: Path, workloads: Iterable[Workload]) -> Iterator[Underst
         running([*COMMAND, str(config)], ready_url=f"{url}/v2/health/ready", log=scratch / "serve.log"),
         AdminClient(f"http://127.0.0.1:{ports['admin_port']}") as admin,
     ):
-        yield Understudy(url, admin)
+        yield Understudy(url, f"127.0.0.1:{ports['grpc_port']}", admin)
 
 
 def _write_config(scratch: Path, ports: Mapping[str, int], workloads: Iterable[Workload]) -> Path:
@@ -101,7 +102,7 @@ def _write_config(scratch: Path, ports: Mapping[str, int], workloads: Iterable[W
         models[workload.name] = {
             "baseline": BASELINE,
             "replicas": {"num_cpus": 0.1},
-            "batching": dict(BATCHING),
+            "batching": {**BATCHING, "max_batch_size": workload.max_batch_size},
             "comparator": {"kind": "classification", "output": workload.output},
         }
     (scratch / "hold.yaml").write_text(_POLICY, encoding="utf-8")

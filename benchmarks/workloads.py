@@ -1,4 +1,4 @@
-"""What is served and asked for: a tiny model, where overhead is all there is, and images, where bytes are moved."""
+"""What is served and asked for: overhead alone (a tiny model), moved bytes (images), and work (a convolutional network)."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,19 +12,27 @@ import yaml
 
 from benchmarks.environment import ROOT
 from benchmarks.load import Request
+from benchmarks.mobilenet import CLASSES, mobilenet
 from models.repository import write_hash
 from models.tensor import Array
 
 BASELINE: Final = 1
 CANDIDATE: Final = 2
 MAX_BATCH_SIZE: Final = 32
+CNN_BATCH_SIZE: Final = 8  # an image of a larger batch costs no less, and its first waits for its last
 _DIGITS: Final = ROOT / "examples" / "model_repository" / "digits" / "1"
 _SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A model and an input of it, a batch of one. ``write`` puts its versions, which are equal, into a folder."""
+    """A model, an input of it (a batch of one), and the load that it is measured under.
+
+    Attributes:
+        write: puts the model's versions, which are equal, into a folder.
+        connections: numbers of clients in the closed loop.
+        rates: requests a second in the open loop.
+    """
 
     name: str
     title: str
@@ -32,6 +40,9 @@ class Workload:
     output: str
     example: Array
     write: Callable[[Path], None]
+    connections: tuple[int, ...]
+    rates: tuple[int, ...]
+    max_batch_size: int = MAX_BATCH_SIZE
 
     def request(self) -> Request:
         """The request in the protocol's binary form, its answer too."""
@@ -73,7 +84,15 @@ def _write_digits(folder: Path) -> None:
 
 
 def _write_images(folder: Path) -> None:
-    graph = _pooling_graph()
+    _write_graph(folder, _pooling_graph(), scores=3, max_batch_size=MAX_BATCH_SIZE)
+
+
+def _write_cnn(folder: Path) -> None:
+    _write_graph(folder, mobilenet(), scores=CLASSES, max_batch_size=CNN_BATCH_SIZE)
+
+
+def _write_graph(folder: Path, graph: bytes, *, scores: int, max_batch_size: int) -> None:
+    """Both versions of a network that takes an image of 3 × 224 × 224."""
     for version in (BASELINE, CANDIDATE):
         directory = folder / str(version)
         directory.mkdir(parents=True)
@@ -81,9 +100,9 @@ def _write_images(folder: Path) -> None:
         document = {
             "backend": "onnxruntime",
             "artifact": "model.onnx",
-            "max_batch_size": MAX_BATCH_SIZE,
+            "max_batch_size": max_batch_size,
             "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 224, 224]}],
-            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 3]}],
+            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, scores]}],
             "provenance": {"dataset": "none", "synthetic": True},
         }
         (directory / "model.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
@@ -121,6 +140,8 @@ WORKLOADS: Final[Mapping[str, Workload]] = {
             output="scores",
             example=np.round(_noise(1, 1, 8, 8) * np.float32(16)),
             write=_write_digits,
+            connections=(1, 8, 64),
+            rates=(200, 1000, 2000),
         ),
         Workload(
             name="images",
@@ -129,6 +150,19 @@ WORKLOADS: Final[Mapping[str, Workload]] = {
             output="scores",
             example=_noise(1, 3, 224, 224),
             write=_write_images,
+            connections=(1, 8, 32),
+            rates=(50, 200, 600),
+        ),
+        Workload(
+            name="cnn",
+            title="10 ms network (MobileNet, 602 KB images)",
+            input="image",
+            output="scores",
+            example=_noise(1, 3, 224, 224),
+            write=_write_cnn,
+            connections=(1, 8, 32),
+            rates=(20, 40, 60),
+            max_batch_size=CNN_BATCH_SIZE,
         ),
     )
 }

@@ -36,6 +36,18 @@ class BackendError(ModelError):
     """A backend that cannot be built, cannot load its artifact, or failed while running it."""
 
 
+class SettingError(ModelError):
+    """One setting of a preprocess step that is missing or wrong; whoever knows the file makes a ``SpecError`` of it."""
+
+    def __init__(self, field: str, expected: str, found: object = None) -> None:
+        self.field, self.expected, self.found = field, expected, found
+        super().__init__(f"{field}: expected {expected}, {'missing' if found is None else f'got {found!r}'}")
+
+
+class RejectedInputError(ModelError):
+    """A request's input that cannot be read, such as a broken picture: its sender's fault, not the model's."""
+
+
 class MalformedOutputError(ModelError):
     """A model's answer that is not what its ``model.yaml`` declares."""
 

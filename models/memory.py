@@ -1,4 +1,7 @@
-"""Peak memory of one batch: how far the process's resident size rose above what it was after loading."""
+"""Peak memory of one batch: how far the process's resident size rose above what it was after loading.
+
+Shared pages do not count: what a router's arena shows of its requests is the router's memory, mapped as it is read.
+"""
 
 import contextlib
 import os
@@ -9,7 +12,8 @@ from typing import Final
 _PROC: Final = Path("/proc/self")
 _RESET_PEAK: Final = b"5"  # proc(5), clear_refs: "reset the peak resident set size to the current value"
 _STATUS_BYTES: Final = 4096
-_FIELD: Final = b"VmHWM:"
+_PEAK: Final = b"VmHWM:"
+_SHARED: Final = b"RssShmem:"
 
 
 class MemoryMeter:
@@ -19,7 +23,7 @@ class MemoryMeter:
     two files of ``/proc/self`` open, so that both calls together take some tens of microseconds. A forked child needs
     its own meter. Memory that a batch leaves behind counts for the batches after it, which is how a leak shows.
 
-    Source: proc(5), ``/proc/pid/clear_refs`` and ``VmHWM`` in ``/proc/pid/status``.
+    Source: proc(5), ``/proc/pid/clear_refs``, and ``VmHWM`` and ``RssShmem`` in ``/proc/pid/status``.
     """
 
     def __init__(self, proc: Path = _PROC) -> None:
@@ -74,7 +78,10 @@ class MemoryMeter:
         if self._status < 0:
             return None
         status = os.pread(self._status, _STATUS_BYTES, 0)
-        at = status.find(_FIELD)
-        if at < 0:
-            return None
-        return int(status[at + len(_FIELD) : status.index(b"kB", at)]) * 1024
+        peak_bytes, shared_bytes = _field(status, _PEAK), _field(status, _SHARED)
+        return None if peak_bytes is None else peak_bytes - (shared_bytes or 0)
+
+
+def _field(status: bytes, name: bytes) -> int | None:
+    at = status.find(name)
+    return None if at < 0 else int(status[at + len(name) : status.index(b"kB", at)]) * 1024

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from models.spec import ModelSpec, TensorSpec
+from models.spec import ModelSpec, TensorSpec, step_to_json
 
 _VARIABLE: Final = -1
 # Formats that unpickle on load; an ONNX graph is protobuf, a .pt2 archive is JSON and raw tensors.
@@ -72,6 +72,7 @@ def diff(a: ModelSpec, b: ModelSpec) -> SchemaDiff:
         *_names("outputs", a.outputs, b.outputs),
         *_tensors("inputs", a.inputs, b.inputs),
         *_tensors("outputs", a.outputs, b.outputs),
+        *_preprocess(a, b),
         _batching(a.max_batch_size, b.max_batch_size),
         _labels(a.labels, b.labels),
         _serialisation(a.artifact, b.artifact),
@@ -130,6 +131,25 @@ def _compare_shapes(kind: str, before: tuple[int, ...], after: tuple[int, ...]) 
 
 def _size(size: int) -> str:
     return "variable" if size == _VARIABLE else str(size)
+
+
+def _preprocess(a: ModelSpec, b: ModelSpec) -> Iterator[Difference]:
+    """One field for each part of each step; clients send the same bytes, whatever becomes of them."""
+    before, after = ({step.input: step_to_json(step) for step in spec.preprocess} for spec in (a, b))
+    for name in sorted(before.keys() | after.keys()):
+        where, old, new = f"preprocess.{name}", before.get(name), after.get(name)
+        if old is None or new is None:
+            sides = ["absent" if step is None else "present" for step in (old, new)]
+            yield _field(where, sides[0], sides[1], True, "one side alone has a step; clients send the same")
+            continue
+        for part in sorted(old.keys() | new.keys()):
+            yield _field(
+                f"{where}.{part}",
+                old.get(part),
+                new.get(part),
+                True,
+                "the model sees other values; clients send the same",
+            )
 
 
 def _batching(before: int, after: int) -> Difference:

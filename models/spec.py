@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from models.document import read_bytes, read_document
-from models.errors import SpecError
+from models.errors import SettingError, SpecError
 from models.tensor import DATATYPES
 
 MODEL_FILE: Final = "model.yaml"
 _REQUIRED: Final = ("backend", "artifact", "sha256", "max_batch_size", "inputs", "outputs")
-_OPTIONAL: Final = ("labels", "parameters", "provenance")
+_OPTIONAL: Final = ("preprocess", "labels", "parameters", "provenance")
+_STEP: Final = ("kind", "tensor")
+_TENSOR: Final = ("name", "datatype", "shape")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -26,8 +28,24 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec:
+    """How the elements of the BYTES input ``input`` become ``tensor``, which the artifact takes in its place.
+
+    ``kind`` is a built-in step or the user's own; ``settings`` are the step's, see ``models.preprocess``.
+    """
+
+    input: str
+    kind: str
+    tensor: TensorSpec
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A validated ``model.yaml``. ``max_batch_size`` 0 means that the model takes no batch dimension."""
+    """A validated ``model.yaml``. ``max_batch_size`` 0 means that the model takes no batch dimension.
+
+    ``inputs`` are what clients send; where a ``preprocess`` step takes one, the artifact takes the step's tensor.
+    """
 
     name: str
     version: int
@@ -37,9 +55,15 @@ class ModelSpec:
     max_batch_size: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    preprocess: tuple[StepSpec, ...] = ()
     labels: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_backend(self) -> "ModelSpec":
+        """The spec as the backend sees it: its inputs are the artifact's, and nothing is left to preprocess."""
+        made = {step.input: step.tensor for step in self.preprocess}
+        return replace(self, inputs=tuple(made.get(each.name, each) for each in self.inputs), preprocess=())
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain dicts and lists, which ``from_json`` reads back; labels in place of their file's name."""
@@ -52,6 +76,7 @@ class ModelSpec:
             "max_batch_size": self.max_batch_size,
             "inputs": [_tensor_to_json(tensor) for tensor in self.inputs],
             "outputs": [_tensor_to_json(tensor) for tensor in self.outputs],
+            "preprocess": {step.input: step_to_json(step) for step in self.preprocess},
             "labels": list(self.labels),
             "parameters": dict(self.parameters),
             "provenance": dict(self.provenance),
@@ -91,6 +116,7 @@ def parse_spec(document: Mapping[str, Any], directory: Path, *, name: str, versi
 
 def _build(fields: "_Fields", *, name: str, version: int, labels: tuple[str, ...]) -> ModelSpec:
     max_batch_size = fields.integer("max_batch_size", minimum=0)
+    inputs = fields.tensors("inputs", batched=max_batch_size > 0)
     return ModelSpec(
         name=name,
         version=version,
@@ -98,12 +124,60 @@ def _build(fields: "_Fields", *, name: str, version: int, labels: tuple[str, ...
         artifact=fields.text("artifact"),
         sha256=fields.sha256("sha256"),
         max_batch_size=max_batch_size,
-        inputs=fields.tensors("inputs", batched=max_batch_size > 0),
+        inputs=inputs,
         outputs=fields.tensors("outputs", batched=max_batch_size > 0),
+        preprocess=_read_steps(fields, inputs, batched=max_batch_size > 0),
         labels=labels,
         parameters=fields.mapping("parameters"),
         provenance=fields.mapping("provenance"),
     )
+
+
+def _read_steps(fields: "_Fields", inputs: Sequence[TensorSpec], *, batched: bool) -> tuple[StepSpec, ...]:
+    """The ``preprocess`` steps, the settings of built-in ones checked."""
+    found = fields.mapping("preprocess")
+    names = [tensor.name for tensor in inputs if tensor.name not in found]  # of the artifact's inputs so far
+    steps: list[StepSpec] = []
+    for name, value in found.items():
+        _require_pictures(fields, name, inputs, batched=batched)
+        settings = {key: each for key, each in value.items() if key not in _STEP} if isinstance(value, Mapping) else {}
+        mine = _Fields(
+            fields.file, value, required=_STEP, optional=tuple(settings), prefix=f"{fields.prefix}preprocess.{name}."
+        )
+        tensor = mine.nested_tensor("tensor", batched=batched)
+        if tensor.name in names:
+            raise SpecError(fields.file, f"{mine.prefix}tensor.name", "a name used once", tensor.name)
+        if -1 in tensor.shape[batched:]:
+            raise SpecError(fields.file, f"{mine.prefix}tensor.shape", "fixed sizes within an item", list(tensor.shape))
+        names.append(tensor.name)
+        step = StepSpec(input=name, kind=mine.text("kind"), tensor=tensor, settings=settings)
+        _check_settings(mine, step)
+        steps.append(step)
+    return tuple(steps)
+
+
+def _require_pictures(fields: "_Fields", name: str, inputs: Sequence[TensorSpec], *, batched: bool) -> None:
+    shapes = [(-1,), (-1, 1)] if batched else [(1,)]
+    declared = next((tensor for tensor in inputs if tensor.name == name), None)
+    if declared is None:
+        known = ", ".join(tensor.name for tensor in inputs)
+        raise SpecError(fields.file, f"{fields.prefix}preprocess", f"the names of inputs ({known})", name)
+    if declared.datatype != "BYTES" or declared.shape not in shapes:
+        expected = f"input {name} to be BYTES of shape {' or '.join(str(list(shape)) for shape in shapes)}"
+        found = f"{declared.datatype} of shape {list(declared.shape)}"
+        raise SpecError(fields.file, f"{fields.prefix}preprocess.{name}", expected, found)
+
+
+def _check_settings(fields: "_Fields", step: StepSpec) -> None:
+    """Settings of the user's own steps are checked where those are known: when the model is loaded."""
+    from models.preprocess import SETTINGS  # the steps know this module
+
+    check = SETTINGS.get(step.kind)
+    if check is not None:
+        try:
+            check(step)
+        except SettingError as error:
+            raise SpecError(fields.file, f"{fields.prefix}{error.field}", error.expected, error.found) from error
 
 
 def _read_labels(fields: "_Fields", directory: Path) -> tuple[str, ...]:
@@ -129,6 +203,11 @@ def _require_inside(fields: "_Fields", name: str, directory: Path) -> Path:
     if not path.exists():
         raise SpecError(fields.file, name, "an existing file or folder", relative)
     return path
+
+
+def step_to_json(step: StepSpec) -> dict[str, Any]:
+    """A step as its entry in ``preprocess``."""
+    return {"kind": step.kind, "tensor": _tensor_to_json(step.tensor), **step.settings}
 
 
 def _tensor_to_json(tensor: TensorSpec) -> dict[str, Any]:
@@ -190,14 +269,16 @@ class _Fields:
             raise self._error(name, "a list of at least one tensor", value)
         tensors: list[TensorSpec] = []
         for index, element in enumerate(value):
-            fields = _Fields(
-                self.file, element, required=("name", "datatype", "shape"), prefix=f"{self.prefix}{name}[{index}]."
-            )
+            fields = _Fields(self.file, element, required=_TENSOR, prefix=f"{self.prefix}{name}[{index}].")
             tensor = fields.tensor(batched=batched)
             if any(other.name == tensor.name for other in tensors):
                 raise fields._error("name", "a name used once", tensor.name)
             tensors.append(tensor)
         return tuple(tensors)
+
+    def nested_tensor(self, name: str, *, batched: bool) -> TensorSpec:
+        fields = _Fields(self.file, self.document[name], required=_TENSOR, prefix=f"{self.prefix}{name}.")
+        return fields.tensor(batched=batched)
 
     def tensor(self, *, batched: bool) -> TensorSpec:
         datatype = self.document["datatype"]

@@ -46,6 +46,7 @@ class Job:
     batch_id: int = 0  # of the batch whose answer counts; that of an earlier one comes too late
     losses: int = 0  # how often its replica died while running it
     failed: bool = False  # the candidate failed it, and the baseline has it now
+    refusal: str = ""  # why the candidate rejected its input: counted as a failure once the baseline has taken it
 
     @property
     def abandoned(self) -> bool:
@@ -199,6 +200,7 @@ class Pool:
             [job.request.inputs for job in batch.jobs],
             batched=self.batched,
             measure=self._measure(),
+            locate=link.locate,
         )
         link.send(batch.id, batch, frames)
 

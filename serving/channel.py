@@ -10,8 +10,9 @@ from zmq.utils.monitor import parse_monitor_message
 
 from models.tensor import Buffer
 from rollout.traffic import Priority
+from serving.arena import Arena
 from serving.directory import Replica
-from serving.wire import ReplyHeader, decode_reply_header
+from serving.wire import ReplyHeader, decode_reply_header, decode_welcome, encode_hello
 
 _log = logging.getLogger("understudy.channel")
 HEARTBEAT_MS: Final = 200
@@ -34,6 +35,7 @@ class Link:
         loop: asyncio.AbstractEventLoop,
         replica: Replica,
         *,
+        arena: Arena | None = None,
         on_reply: Callable[["Link", ReplyHeader, list[Buffer]], None],
         on_down: Callable[["Link"], None],
     ) -> None:
@@ -52,6 +54,10 @@ class Link:
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._monitor = self._socket.get_monitor_socket(_DOWN)
         self._socket.connect(replica.address)
+        self._arena = arena
+        self.shares = False  # whether the replica has said that it can read the arena
+        if arena is not None:
+            self._socket.send(encode_hello(arena.name))
         self._fd, self._monitor_fd = self._socket.FD, self._monitor.FD
         loop.add_reader(self._fd, self._readable)
         loop.add_reader(self._monitor_fd, self._monitored)
@@ -61,6 +67,11 @@ class Link:
     def usable(self) -> bool:
         """Whether it may be given work: connected, and not sitting on a batch that was given up."""
         return not self.closed and not self.leaving and not self.abandoned
+
+    @property
+    def locate(self) -> Callable[[Buffer], int | None] | None:
+        """Where buffers lie that need not be sent."""
+        return self._arena.locate if self._arena is not None and self.shares else None
 
     def send(self, batch_id: int, batch: Any, frames: Sequence[Buffer]) -> None:
         """Send a batch; its reply, or the link's end, will come by callback. Never waits.
@@ -105,6 +116,9 @@ class Link:
             frames: list[Buffer] = []
             while self._socket.rcvmore:
                 frames.append(self._socket.recv(copy=False).buffer)
+            if (shares := decode_welcome(head)) is not None:
+                self.shares = shares
+                continue
             header = decode_reply_header(head)
             self.abandoned.discard(header.id)
             self._on_reply(self, header, frames)

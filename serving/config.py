@@ -21,6 +21,7 @@ from serving.errors import ConfigError
 Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+KIBIBYTE = 1 << 10
 MEBIBYTE = 1 << 20
 
 
@@ -28,8 +29,28 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
+class Limits(_Section):
+    """What one client may take of the HTTP door; times in seconds.
+
+    ``head_s`` and ``body_s`` bound how long a request's head and body may take to arrive whole, ``idle_s`` a connection
+    without a request, ``write_s`` a client that does not read its answer.
+    """
+
+    connections: int = Field(default=4096, ge=1)
+    head: ByteSize = Field(default=ByteSize(64 * KIBIBYTE), ge=KIBIBYTE)
+    head_s: Positive = 10.0
+    body_s: Positive = 60.0
+    idle_s: Positive = 75.0
+    write_s: Positive = 60.0
+
+
 class Server(_Section):
-    """Where the doors are. ``deadline_s`` bounds a request that brings no ``timeout`` of its own."""
+    """Where the doors are. ``deadline_s`` bounds a request that brings no ``timeout`` of its own.
+
+    ``shared_memory`` is what a router may hold of bodies that replicas on its machine read in place; 0 sends them.
+
+    ``max_body`` bounds what is read over HTTP, ``max_grpc_message`` over gRPC; both after decompression.
+    """
 
     host: str = "127.0.0.1"
     http_port: Port = 8000
@@ -40,6 +61,9 @@ class Server(_Section):
     routers: Literal[1] = 1
     deadline_s: Positive = 5.0
     max_body: ByteSize = ByteSize(64 * MEBIBYTE)
+    shared_memory: ByteSize = ByteSize(256 * MEBIBYTE)
+    limits: Limits = Limits()
+    max_grpc_message: ByteSize = Field(default=ByteSize(2048 * MEBIBYTE - 1), le=2048 * MEBIBYTE - 1)
 
     @model_validator(mode="after")
     def _doors_are_distinct(self) -> Self:
@@ -123,6 +147,7 @@ class Config(_Section):
     database: str = "sqlite:///understudy.db"
     server: Server = Server()
     backends: dict[Name, str] = {}
+    preprocess: dict[Name, str] = {}
     models: dict[Name, Model] = Field(min_length=1)
     _directory: Path = PrivateAttr(default=Path())
 
@@ -131,14 +156,14 @@ class Config(_Section):
         """The folder of the configuration's file."""
         return self._directory
 
-    @field_validator("backends")
+    @field_validator("backends", "preprocess")
     @classmethod
-    def _backends_are_import_paths(cls, backends: dict[str, str]) -> dict[str, str]:
-        for name, path in backends.items():
+    def _plugins_are_import_paths(cls, plugins: dict[str, str]) -> dict[str, str]:
+        for name, path in plugins.items():
             module, _, attribute = path.partition(":")
             if not module or not attribute:
                 raise ValueError(f"{name}: an import path package.module:Name, got {path!r}")
-        return backends
+        return plugins
 
 
 def load_config(path: Path) -> Config:

@@ -21,7 +21,7 @@ from serving.config import Config
 from serving.control import ControlTraffic, Host
 from serving.directory import Directory
 from serving.errors import LaunchError
-from serving.http import bind
+from serving.http_server import bind
 from serving.operations import Operations
 
 _log = logging.getLogger("understudy.control")

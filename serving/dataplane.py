@@ -14,13 +14,28 @@ from typing import Any, Final, Protocol
 
 from models.spec import ModelSpec, TensorSpec
 from models.tensor import Tensor
-from serving.errors import InvalidArgumentError, ModelFailedError, NotFoundError, ServingError, UnavailableError
+from serving.errors import (
+    InvalidArgumentError,
+    ModelFailedError,
+    NotFoundError,
+    ServingError,
+    UnavailableError,
+    UnsupportedError,
+)
 from serving.protocol.classification import classify
 from serving.protocol.messages import InferRequest, InferResponse, RequestedOutput
 from serving.protocol.validation import Signature
+from serving.statistics import Statistics
 
 SERVER_NAME: Final = "understudy"
-EXTENSIONS: Final = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters")
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
 ARMS: Final = frozenset({"baseline", "candidate"})
 _US_PER_S: Final = 1_000_000
 
@@ -36,6 +51,10 @@ class Engine(Protocol):
 
     def ready(self, model: str, version: int | None) -> bool:
         """Whether a version (None: the default) has a replica that can answer."""
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was answered so far."""
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer a checked request; its caller going away must not disturb any other request.
@@ -64,6 +83,11 @@ class IndexEntry:
     name: str
     version: int
     ready: bool
+
+    def to_json(self) -> dict[str, str]:
+        """The protocol's form."""
+        entry = {"name": self.name, "version": str(self.version), "state": "READY" if self.ready else "UNAVAILABLE"}
+        return entry if self.ready else entry | {"reason": "no replica can answer"}
 
 
 class DataPlane:
@@ -135,18 +159,56 @@ class DataPlane:
         }
         return config | {"dynamic_batching": {}} if batched else config
 
-    def repository_index(self) -> list[IndexEntry]:
-        """Every version that can be asked for, in order."""
-        return [
+    def repository_index(self, *, ready: bool = False) -> list[IndexEntry]:
+        """Every version that can be asked for, in order; with ``ready`` those alone that can answer."""
+        entries = [
             IndexEntry(name=model, version=version, ready=self._engine.ready(model, version))
             for model, versions in sorted(self._engine.models().items())
             for version in sorted(versions)
         ]
+        return [entry for entry in entries if entry.ready] if ready else entries
+
+    def model_statistics(self, model: str | None = None, version: int | None = None) -> list[dict[str, Any]]:
+        """The protocol's ``model_stats``: of every model (None), of every version of one (None), or of one version.
+
+        Raises:
+            NotFoundError: an unknown model or version.
+        """
+        models = self._engine.models()
+        if model is None:
+            asked = [(name, number) for name in sorted(models) for number in sorted(models[name])]
+        elif version is None:
+            asked = [(model, number) for number in sorted(self._versions(model))]
+        elif version in self._versions(model):
+            asked = [(model, version)]
+        else:
+            raise _unknown_version(model, version, models[model])
+        return [self._engine.statistics.of(name, number) for name, number in asked]
+
+    def load(self, model: str) -> None:
+        """Say that a model is served; it loads nothing, for rollouts alone do.
+
+        Raises:
+            NotFoundError: an unknown model.
+            UnavailableError: its baseline cannot answer yet.
+        """
+        if not self._versions(model) or not self._engine.ready(model, None):
+            raise UnavailableError(f"model {model!r}: its baseline has no replica that can answer yet")
+
+    def unload(self, model: str) -> None:
+        """Refuse: a client of the endpoint does not decide what is served.
+
+        Raises:
+            NotFoundError: an unknown model.
+            UnsupportedError: any other.
+        """
+        self._versions(model)
+        raise UnsupportedError(f"unload of model {model!r} is not offered here: rollouts load and unload versions")
 
     async def infer(self, request: InferRequest, requested: Sequence[RequestedOutput] = ()) -> InferResponse:
         """Check ``request`` against the signature of its version, complete it, and have it answered.
 
-        Sets ``request_id`` where empty, ``key`` and ``timeout_s``. The response holds the ``requested`` outputs in
+        Sets ``request_id`` where empty, and ``key``; the parameter ``timeout`` may lower ``timeout_s``. The response holds the ``requested`` outputs in
         that order (none: all that the model declares), classified where that was asked for.
 
         Raises:
@@ -196,12 +258,17 @@ class DataPlane:
         request.key = str(sequence) if sequence else request.key or request.request_id  # 0 and "" mean none
         timeout_us = parameters.get("timeout")
         if timeout_us:
-            request.timeout_s = timeout_us / _US_PER_S
+            wished_s = timeout_us / _US_PER_S
+            request.timeout_s = wished_s if request.timeout_s is None else min(wished_s, request.timeout_s)
 
-    def _signature(self, model: str, version: int | None) -> Signature:
+    def _versions(self, model: str) -> Mapping[int, ModelSpec]:
         versions = self._engine.models().get(model)
         if versions is None:
             raise NotFoundError(f"unknown model {model!r}")
+        return versions
+
+    def _signature(self, model: str, version: int | None) -> Signature:
+        versions = self._versions(model)
         number = self._engine.default_version(model) if version is None else version
         spec = versions.get(number)
         if spec is None:
@@ -215,6 +282,10 @@ class DataPlane:
 def _missing(model: str, asked: int | None, number: int, versions: Iterable[int]) -> ServingError:
     if asked is None:
         return UnavailableError(f"model {model!r}: its version {number} has no replica yet")
+    return _unknown_version(model, number, versions)
+
+
+def _unknown_version(model: str, number: int, versions: Iterable[int]) -> NotFoundError:
     known = ", ".join(str(version) for version in sorted(versions)) or "none at present"
     return NotFoundError(f"model {model!r} has no version {number}; it has {known}")
 

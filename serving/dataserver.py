@@ -1,4 +1,4 @@
-"""The data plane of one router replica: a thread with its own event loop, HTTP server, router and recorders.
+"""The data plane of one router replica: a thread with its own event loop, HTTP and gRPC servers, router and recorders.
 
 Nothing here knows Ray: ``serving.deployments`` hosts it and carries its exchange with the control side.
 """
@@ -18,12 +18,15 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from rollout.traffic import Route
-from serving.config import Config, Model
+from serving.arena import Arena
+from serving.config import Config, Model, Server
 from serving.control import table_from
 from serving.dataplane import DataPlane
 from serving.directory import Directory
 from serving.errors import LaunchError
-from serving.http import HttpApp, HttpServer, bind
+from serving.grpc import GrpcServer
+from serving.http import HttpApp
+from serving.http_server import HttpServer, Limits, bind
 from serving.mirror import MirrorLane
 from serving.router import Router
 from serving.telemetry import Metrics, MetricsServer
@@ -123,20 +126,29 @@ class DataServer:
         server = self._config.server
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        arena = Arena(server.shared_memory) if server.shared_memory else None
         router = Router(
-            self._config, self._directory, loop=self._loop, metrics=self._metrics, lane_factory=self._open_lane
+            self._config,
+            self._directory,
+            loop=self._loop,
+            metrics=self._metrics,
+            lane_factory=self._open_lane,
+            arena=arena,
         )
         self._router = router
-        app = HttpApp(DataPlane(router), max_body_bytes=server.max_body)
-        http = HttpServer(app, bind(server.host, server.http_port, reuse_port=False))
+        plane = DataPlane(router)
+        app = HttpApp(plane, max_body_bytes=server.max_body, arena=arena)
+        http = HttpServer(app, bind(server.host, server.http_port), limits=_limits(server), allocate=app.allocate)
+        grpc = GrpcServer(plane, server.host, server.grpc_port, max_message_bytes=server.max_grpc_message)
         metrics = MetricsServer(server.host, server.metrics_port, self._registry)
         metrics.start()
         await http.start()
+        await grpc.start()
         router.start()
         self._ready.set()
         try:
             await self._stop.wait()
-            await http.stop(_GRACE_S)
+            await asyncio.gather(http.stop(_GRACE_S), grpc.stop(_GRACE_S))
         finally:
             for lane in router.close():
                 lane.recorder.close()
@@ -167,6 +179,19 @@ def _spare_the_collector() -> None:
     """Let the garbage collector never again walk what was imported: a pass over it all is a pause of some 50 ms."""
     gc.collect()
     gc.freeze()
+
+
+def _limits(server: Server) -> Limits:
+    settings = server.limits
+    return Limits(
+        connections=settings.connections,
+        head_bytes=settings.head,
+        body_bytes=server.max_body,
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        idle_s=settings.idle_s,
+        write_s=settings.write_s,
+    )
 
 
 def _lane_report(lane: MirrorLane) -> dict[str, Any]:

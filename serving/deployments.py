@@ -19,6 +19,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from models.backends import open_backend
+from models.preprocess import open_preprocess
 from models.repository import Repository
 from rollout.traffic import Priority, Readiness
 from serving.config import Config
@@ -74,11 +75,13 @@ class ModelReplica:
         scheduling = lower_priority() if priority is Priority.SHADOW else "normal"
         opened = Repository(place.config.repository).open(model, version)
         backend = open_backend(opened, place.config.backends)
+        preprocess = open_preprocess(opened, place.config.preprocess)
         limit_memory(settings.replicas.memory_limit)
         self._worker = Worker(
             replica_id=f"{model}-{version}-{priority}-{uuid.uuid4().hex[:8]}",
             spec=opened.spec,
             backend=backend,
+            preprocess=preprocess,
             directory=place.directory,
             priority=priority,
             timeout_s=settings.batching.timeout_s if priority is Priority.NORMAL else settings.mirror.timeout_s,

@@ -73,7 +73,7 @@ def running(config: Config, *, say: Callable[[str], None] = lambda _: None) -> I
 def check(config: Config) -> None:
     """Find out what would make the service fail, before anything is started."""
     _check_packages()
-    for port in ("http_port", "metrics_port", "admin_port"):
+    for port in ("http_port", "grpc_port", "metrics_port", "admin_port"):
         _check_port(config.server.host, getattr(config.server, port), f"server.{port}")
     _check_reports(config.reports)
     repository = Repository(config.repository)

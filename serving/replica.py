@@ -4,12 +4,13 @@ Nothing here knows Ray: ``serving.deployments`` hosts it.
 """
 
 import faulthandler
+import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,14 +18,25 @@ import numpy as np
 import zmq
 
 from models.backend import Backend
-from models.errors import BackendError, MalformedOutputError
+from models.errors import BackendError, MalformedOutputError, RejectedInputError
 from models.memory import MemoryMeter
+from models.preprocess import Prepared, Preprocess
 from models.signature import check_outputs
 from models.spec import ModelSpec
 from models.tensor import Array, Buffer, Tensor, from_numpy, to_numpy
 from rollout.traffic import Priority
+from serving.arena import Window
 from serving.directory import Directory, Replica
-from serving.wire import BatchHeader, Layout, ReplyHeader, Segment, decode_batch_header, encode_reply_header
+from serving.wire import (
+    BatchHeader,
+    Layout,
+    ReplyHeader,
+    Segment,
+    decode_batch_header,
+    decode_hello,
+    encode_reply_header,
+    encode_welcome,
+)
 
 _log = logging.getLogger("understudy.replica")
 _POLL_MS: Final = 200
@@ -53,12 +65,14 @@ class Worker:
         replica_id: str,
         spec: ModelSpec,
         backend: Backend,
+        preprocess: Preprocess | None = None,
         directory: Directory,
         priority: Priority,
         timeout_s: float,
         exit_process: Callable[[int], None] = os._exit,
     ) -> None:
         self._spec, self._backend, self._directory = spec, backend, directory
+        self._preprocess = preprocess
         self._timeout_s, self._exit = timeout_s, exit_process
         self._announcement = Replica(
             id=replica_id,
@@ -72,6 +86,7 @@ class Worker:
         self._meter = MemoryMeter()
         self._busy_since: float | None = None
         self._ended = False
+        self._windows: dict[bytes, Window] = {}  # by router
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="replica-worker", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="replica-watchdog", daemon=True)
@@ -131,33 +146,53 @@ class Worker:
         frames: list[Buffer] = []
         while socket.rcvmore:
             frames.append(socket.recv(copy=False).buffer)
+        if (arena := decode_hello(head)) is not None:
+            socket.send_multipart([peer, encode_welcome(self._meet(peer, arena))])
+            return
         header = decode_batch_header(head)
         self._busy_since = time.monotonic()
         try:
-            reply = self._process(header, frames)
+            reply = self._process(header, frames, self._windows.get(peer))
         finally:
             self._busy_since = None
         socket.send_multipart([peer, *reply], copy=False)
 
-    def _process(self, header: BatchHeader, frames: Sequence[Buffer]) -> list[Buffer]:
+    def _meet(self, peer: bytes, arena: str) -> bool:
+        """Look into a router's arena, and no longer into those of routers that are gone; whether it can be read."""
+        self._windows = {peer: window for peer, window in self._windows.items() if Path(window.name).exists()}
+        try:
+            self._windows[peer] = Window(arena)
+        except OSError as error:
+            _log.info("batches come as messages, because %s cannot be read: %s", arena, error.strerror)
+        return peer in self._windows
+
+    def _process(self, header: BatchHeader, frames: Sequence[Buffer], window: Window | None) -> list[Buffer]:
         started = time.perf_counter_ns()
         batched = self._spec.max_batch_size > 0
-        inputs = _stack(header, frames, batched=batched)
+        inputs = _stack(header, frames, window, batched=batched)
         if header.measure:
             self._meter.reset()
+        preparing = time.perf_counter_ns()
+        prepared = self._prepare(inputs, header.rows)
         computing = time.perf_counter_ns()
-        runs = self._run(inputs, header.rows)
+        runs = self._run(prepared.inputs, prepared.rows) if prepared.rows else []
         done = time.perf_counter_ns()
         peak = self._meter.peak_bytes() if header.measure else None
+        if prepared.failures:
+            runs = _with_failures(runs, prepared)
         segments, buffers = self._segments(runs, batched=batched)
         reply = ReplyHeader(
             id=header.id,
             segments=tuple(segments),
-            copy_us=(computing - started) // 1000,
+            copy_us=(preparing - started) // 1000,
+            preprocess_us=(computing - preparing) // 1000,
             compute_us=(done - computing) // 1000,
             peak_bytes=peak,
         )
         return [encode_reply_header(reply), *buffers]
+
+    def _prepare(self, inputs: Mapping[str, Array], rows: tuple[int, ...]) -> Prepared:
+        return Prepared(inputs=inputs, rows=rows) if self._preprocess is None else self._preprocess.run(inputs, rows)
 
     def _run(self, inputs: Mapping[str, Array], rows: tuple[int, ...]) -> list[_Run]:
         """Run a batch; when it fails, in halves, so that one bad request fails alone."""
@@ -221,19 +256,48 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _stack(header: BatchHeader, frames: Sequence[Buffer], *, batched: bool) -> dict[str, Array]:
-    """The batch's arrays: views of joined frames, else one concatenation."""
+def _with_failures(runs: Sequence[_Run], prepared: Prepared) -> list[_Run]:
+    """A run for each request of a batch, in its order: those that failed before never came to the model."""
+    ran = _one_by_one(runs, prepared.rows)
+    requests = range(len(prepared.rows) + len(prepared.failures))
+    return [_unprepared(prepared.failures[at]) if at in prepared.failures else next(ran) for at in requests]
+
+
+def _one_by_one(runs: Sequence[_Run], rows: Sequence[int]) -> Iterator[_Run]:
+    counts = iter(rows)
+    for run in runs:
+        start = 0
+        for count in itertools.islice(counts, run.requests):
+            mine = {name: array[start : start + count] for name, array in (run.outputs or {}).items()}
+            yield replace(run, requests=1, outputs=mine or None)
+            start += count
+
+
+def _unprepared(error: Exception) -> _Run:
+    if isinstance(error, RejectedInputError):
+        return _Run(1, kind="rejected", error=str(error).partition("\n")[0])
+    return _Run(1, kind="error", error=_reason(error))
+
+
+def _stack(header: BatchHeader, frames: Sequence[Buffer], window: Window | None, *, batched: bool) -> dict[str, Array]:
+    """The batch's arrays: views of joined frames or of the router's arena, else one concatenation."""
     inputs, at, total = {}, 0, sum(header.rows)
     for layout in header.inputs:
+        blocks = header.blocks.get(layout.name)
+        if blocks is not None:
+            assert window is not None, "a router names blocks only to replicas that said they can read them"
+            buffers: Sequence[Buffer] = [window.view(offset, size) for offset, size in blocks]
+        else:
+            end = at + (1 if layout.joined else len(header.rows))
+            buffers, at = frames[at:end], end
         if layout.joined:
             shape = (total, *layout.shape) if batched else layout.shape
-            inputs[layout.name] = to_numpy(layout.datatype, shape, frames[at])
-            at += 1
-            continue
-        parts = [
-            to_numpy(layout.datatype, (rows, *layout.shape), frame)
-            for rows, frame in zip(header.rows, frames[at : at + len(header.rows)], strict=True)
-        ]
-        inputs[layout.name] = np.concatenate(parts)
-        at += len(header.rows)
+            inputs[layout.name] = to_numpy(layout.datatype, shape, buffers[0])
+        else:
+            inputs[layout.name] = np.concatenate(
+                [
+                    to_numpy(layout.datatype, (rows, *layout.shape), buffer)
+                    for rows, buffer in zip(header.rows, buffers, strict=True)
+                ]
+            )
     return inputs

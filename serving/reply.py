@@ -8,7 +8,7 @@ from models.tensor import Buffer, Tensor
 from serving.wire import Layout, ReplyHeader
 from shadow.pair import Status
 
-_STATUS = {"ok": Status.OK, "error": Status.ERROR, "malformed": Status.MALFORMED}
+_STATUS = {"ok": Status.OK, "error": Status.ERROR, "malformed": Status.MALFORMED, "rejected": Status.REJECTED}
 
 
 @dataclass(slots=True)

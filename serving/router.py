@@ -17,15 +17,24 @@ from models.errors import UnderstudyError
 from models.spec import ModelSpec
 from models.tensor import Buffer
 from rollout.traffic import Route
+from serving.arena import Arena
 from serving.batching import Batch, Job, Pool, new_batch, signature_of
 from serving.channel import Link
 from serving.config import Config, Model
 from serving.directory import Directory, Replica
-from serving.errors import DeadlineError, ModelFailedError, NotFoundError, ServingError, UnavailableError
+from serving.errors import (
+    DeadlineError,
+    InvalidArgumentError,
+    ModelFailedError,
+    NotFoundError,
+    ServingError,
+    UnavailableError,
+)
 from serving.mirror import Mirrored, MirrorLane, mirrored_batch
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.reply import Result, results_of
 from serving.split import arm as split_arm
+from serving.statistics import Statistics
 from serving.telemetry import Metrics, log_event
 from serving.wire import ReplyHeader
 from shadow.pair import Answer, Arm, Outcome, Status
@@ -64,9 +73,10 @@ class Router:
         loop: asyncio.AbstractEventLoop,
         metrics: Metrics,
         lane_factory: LaneFactory,
+        arena: Arena | None = None,
     ) -> None:
         self._config, self._directory, self._loop = config, directory, loop
-        self._metrics, self._lane_factory = metrics, lane_factory
+        self._metrics, self._lane_factory, self._arena = metrics, lane_factory, arena
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._table = Table(0, 0, 0.0)
         self._lease_ends = 0.0
@@ -76,6 +86,7 @@ class Router:
         self._live: dict[str, dict[int, ModelSpec]] = {name: {} for name in config.models}
         self._ticks = 0
         self.ticked = time.monotonic()  # when the loop last got round to it
+        self.statistics = Statistics()
         self._timer: asyncio.TimerHandle | None = None
 
     # -- the data plane's view -----------------------------------------------------------------------------------------
@@ -100,14 +111,17 @@ class Router:
         """Answer a request that was checked against its model's spec.
 
         Raises:
-            ServingError: NotFoundError, UnavailableError, DeadlineError or ModelFailedError.
+            ServingError: NotFoundError, UnavailableError, DeadlineError, ModelFailedError, or InvalidArgumentError
+                where the model could not read the input.
         """
         job = self._job(request)
         try:
             self._dispatch(job)
             response = await job.future
         except ServingError as error:
-            self._metrics.observe(request.model, job.version, False, self._loop.time() - job.arrived)
+            elapsed_s = self._loop.time() - job.arrived
+            self._metrics.observe(request.model, job.version, False, elapsed_s)
+            self.statistics.record_failure(request.model, job.version, total_ns=round(elapsed_s * 1e9))
             log_event(
                 _log,
                 "request_failed",
@@ -304,26 +318,59 @@ class Router:
         batch: Batch | None = link.inflight.pop(header.id, None)
         pool = self._pool_of(link.replica)
         if batch is not None:
+            splitting = time.perf_counter_ns()
             results = results_of(header, frames, [job.rows for job in batch.jobs], batched=pool.batched)
             if batch.origin is None:
-                self._answer(link.replica, batch, results)
+                answered = self._answer(link.replica, batch, results)
+                self._count(link.replica, batch, answered, header, time.perf_counter_ns() - splitting)
                 self._loop.call_soon(self._answered, link.replica, batch, header, results)
             else:
                 self._mirrored(batch.origin, link.replica, header, results)
         pool.pump()
         self._loop.call_soon(self._pump_mirror)
 
-    def _answer(self, replica: Replica, batch: Batch, results: list[Result]) -> None:
+    def _count(self, replica: Replica, batch: Batch, answered: list[Job], header: ReplyHeader, output_ns: int) -> None:
+        """Note in the statistics what a batch answered."""
+        if not answered:
+            return
+        arrived_s = sum(job.arrived for job in answered)
+        self.statistics.record(
+            replica.model,
+            replica.version,
+            requests=len(answered),
+            rows=sum(job.rows for job in answered),
+            total_ns=round((self._loop.time() * len(answered) - arrived_s) * 1e9),
+            queue_ns=round((batch.sent * len(answered) - arrived_s) * 1e9),
+            input_ns=(header.copy_us + header.preprocess_us) * 1000,
+            infer_ns=header.compute_us * 1000,
+            output_ns=output_ns,
+        )
+
+    def _answer(self, replica: Replica, batch: Batch, results: list[Result]) -> list[Job]:
+        """Answer a batch's clients; returns those that got what they asked for."""
+        answered = []
         for job, result in zip(batch.jobs, results, strict=True):
             if job.abandoned or job.batch_id != batch.id:
                 continue  # nobody waits, or the candidate is too late: the baseline has it now
             if result.status is Status.OK:
+                if job.refusal:
+                    self._record_failure(job, Status.ERROR, job.refusal)
                 response = InferResponse(model=replica.model, version=replica.version, outputs=result.outputs)
                 job.future.set_result(response)
+                answered.append(job)
             elif job.protected:
-                self._fall_back(job, result.status, result.error)
+                self._candidate_failed(job, result)
+            elif result.status is Status.REJECTED:
+                job.future.set_exception(InvalidArgumentError(f"model {replica.model!r}: {result.error}"))
             else:
                 job.future.set_exception(ModelFailedError(f"model {replica.model!r}: {result.error}"))
+        return answered
+
+    def _candidate_failed(self, job: Job, result: Result) -> None:
+        """The baseline answers instead. What the candidate rejected may be wrong in itself: the baseline will tell."""
+        rejected = result.status is Status.REJECTED
+        job.refusal = result.error if rejected else ""
+        self._fall_back(job, result.status, result.error, counted=not rejected)
 
     def _answered(self, replica: Replica, batch: Batch, header: ReplyHeader, results: list[Result]) -> None:
         """After the answers have left: what they are evidence of."""
@@ -357,7 +404,8 @@ class Router:
             else Answer(status=result.status, outputs={output: result.outputs[output].numpy()})
             for result in results
         )
-        return Outcome(answers=answers, service_ms=header.compute_us / 1000, peak_memory_bytes=header.peak_bytes)
+        service_ms = (header.preprocess_us + header.compute_us) / 1000
+        return Outcome(answers=answers, service_ms=service_ms, peak_memory_bytes=header.peak_bytes)
 
     def _record_failure(self, job: Job, status: Status, error: str) -> None:
         lane = self._lanes.get(job.request.model)
@@ -428,7 +476,14 @@ class Router:
         announced = self._directory.replicas()
         for replica_id, replica in announced.items():
             if replica_id not in self._links and replica.model in self._config.models:
-                link = Link(self._context, self._loop, replica, on_reply=self._on_reply, on_down=self._on_down)
+                link = Link(
+                    self._context,
+                    self._loop,
+                    replica,
+                    arena=self._arena,
+                    on_reply=self._on_reply,
+                    on_down=self._on_down,
+                )
                 self._links[replica_id] = link
                 pool = self._pool_of(replica)
                 pool.links.append(link)

@@ -1,12 +1,13 @@
 """A batch and its reply as ZeroMQ frames, between a router and a model replica.
 
 A batch is ``[header, frame…]``: the inputs in declared order; an input whose tensors are small travels as one joined
-frame, a larger one as one frame per request, so that no image is copied in the router. A reply is ``[header, frame…]``
+frame, a larger one as one frame per request, so that no image is copied in the router; where the replica can read the
+router's arena, as no frame at all: the header says where it lies. A reply is ``[header, frame…]``
 with one frame per output and segment. Headers are JSON: small, inspectable, and free of code.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -28,17 +29,21 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchHeader:
-    """``rows`` are the batch rows of each request; ``measure`` asks for the peak memory."""
+    """``rows`` are the batch rows of each request; ``measure`` asks for the peak memory.
+
+    ``blocks`` says of inputs that lie in the router's arena where: offset and size for each request.
+    """
 
     id: int
     rows: tuple[int, ...]
     inputs: tuple[Layout, ...]
     measure: bool
+    blocks: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A run of consecutive requests that ended alike: ``kind`` is "ok", "error" or "malformed"."""
+    """A run of consecutive requests that ended alike: ``kind`` is "ok", "error", "malformed" or "rejected"."""
 
     requests: int
     kind: str
@@ -48,38 +53,86 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyHeader:
-    """The segments in order, and the batch's measures: microseconds copying and computing, peak memory."""
+    """The segments in order, and the batch's measures: microseconds by stage, peak memory.
+
+    ``preprocess_us`` is what the model's preprocess steps took, 0 where it has none.
+    """
 
     id: int
     segments: tuple[Segment, ...]
     copy_us: int
+    preprocess_us: int
     compute_us: int
     peak_bytes: int | None
 
 
 def encode_batch(
-    batch: int, rows: Sequence[int], requests: Sequence[Mapping[str, Tensor]], *, batched: bool, measure: bool
+    batch: int,
+    rows: Sequence[int],
+    requests: Sequence[Mapping[str, Tensor]],
+    *,
+    batched: bool,
+    measure: bool,
+    locate: Callable[[Buffer], int | None] | None = None,
 ) -> list[Buffer]:
-    """The frames of a batch; ``requests`` agree in names, datatypes and row shapes."""
+    """The frames of a batch; ``requests`` agree in names, datatypes and row shapes.
+
+    ``locate`` tells where in the arena a buffer lies, if the replica can read that.
+    """
     inputs: list[Layout] = []
+    blocks: dict[str, list[tuple[int, int]]] = {}
     frames: list[Buffer] = [b""]
     for name, first in requests[0].items():
         buffers = [request[name].data for request in requests]
-        joined = len(buffers) == 1 or sum(map(len, buffers)) <= JOIN_BELOW_BYTES
+        small = sum(map(len, buffers)) <= JOIN_BELOW_BYTES
+        joined = small or len(buffers) == 1
         inputs.append(Layout(name, first.datatype, first.shape[1:] if batched else first.shape, joined))
-        if joined:
+        if not small and locate is not None and (found := _located(buffers, locate)):
+            blocks[name] = found
+        elif joined:
             frames.append(buffers[0] if len(buffers) == 1 else b"".join(buffers))
         else:
             frames.extend(buffers)
-    header = (batch, rows, [(each.name, each.datatype, each.shape, each.joined) for each in inputs], measure)
+    header = (batch, rows, [(each.name, each.datatype, each.shape, each.joined) for each in inputs], measure, blocks)
     frames[0] = orjson.dumps(header)
     return frames
 
 
 def decode_batch_header(frame: Buffer) -> BatchHeader:
     """The inverse of ``encode_batch``'s first frame."""
-    batch, rows, inputs, measure = orjson.loads(frame)
-    return BatchHeader(id=batch, rows=tuple(rows), inputs=_layouts(inputs), measure=measure)
+    batch, rows, inputs, measure, blocks = orjson.loads(frame)
+    return BatchHeader(id=batch, rows=tuple(rows), inputs=_layouts(inputs), measure=measure, blocks=blocks)
+
+
+def _located(buffers: Sequence[Buffer], locate: Callable[[Buffer], int | None]) -> list[tuple[int, int]]:
+    """Where each buffer lies; nothing unless all lie in the arena."""
+    found = []
+    for buffer in buffers:
+        offset = locate(buffer)
+        if offset is None:
+            return []
+        found.append((offset, len(buffer)))
+    return found
+
+
+def encode_hello(arena: str) -> bytes:
+    """A router's first message to a replica: the name of its arena."""
+    return orjson.dumps(arena)
+
+
+def decode_hello(frame: bytes) -> str | None:
+    """The arena's name; None of any other message."""
+    return str(orjson.loads(frame)) if frame[:1] == b'"' else None
+
+
+def encode_welcome(shared: bool) -> bytes:
+    """A replica's answer to it: whether it can read the arena."""
+    return orjson.dumps(shared)
+
+
+def decode_welcome(frame: bytes) -> bool | None:
+    """Whether the replica can read the arena; None of any other message."""
+    return None if frame[:1] == b"[" else bool(orjson.loads(frame))
 
 
 def encode_reply_header(reply: ReplyHeader) -> bytes:
@@ -88,12 +141,12 @@ def encode_reply_header(reply: ReplyHeader) -> bytes:
         (each.requests, each.kind, each.error, [(o.name, o.datatype, o.shape, o.joined) for o in each.outputs])
         for each in reply.segments
     ]
-    return orjson.dumps((reply.id, segments, reply.copy_us, reply.compute_us, reply.peak_bytes))
+    return orjson.dumps((reply.id, segments, reply.copy_us, reply.preprocess_us, reply.compute_us, reply.peak_bytes))
 
 
 def decode_reply_header(frame: Buffer) -> ReplyHeader:
     """The inverse of ``encode_reply_header``."""
-    batch, segments, copy_us, compute_us, peak = orjson.loads(frame)
+    batch, segments, copy_us, preprocess_us, compute_us, peak = orjson.loads(frame)
     return ReplyHeader(
         id=batch,
         segments=tuple(
@@ -101,6 +154,7 @@ def decode_reply_header(frame: Buffer) -> ReplyHeader:
             for requests, kind, error, outputs in segments
         ),
         copy_us=copy_us,
+        preprocess_us=preprocess_us,
         compute_us=compute_us,
         peak_bytes=peak,
     )

@@ -26,6 +26,7 @@ class Status(StrEnum):
     ERROR = "error"  # the model raised, or its process died
     TIMEOUT = "timeout"  # no answer in time
     MALFORMED = "malformed"  # an answer that does not fit the model's declared outputs
+    REJECTED = "rejected"  # the request's input could not be read: its client's fault, unless the other side read it
     ABSENT = "absent"  # never run on this side: shed or not sampled; evidence for nothing
 
 
@@ -42,8 +43,8 @@ class Answer:
 class Outcome:
     """One batch on one side: an answer per request, in the pair's order, and the batch's measures.
 
-    ``service_ms`` is the wall time of the backend's run, ``peak_memory_bytes`` its peak above the resident size after
-    load; None where the batch did not run to its end.
+    ``service_ms`` is the wall time of preprocessing and of the backend's run, ``peak_memory_bytes`` their peak above
+    the resident size after load; None where the batch did not run to its end.
     """
 
     answers: tuple[Answer, ...]

@@ -39,9 +39,9 @@ class Recorder:
 
     ``offer`` may be called from one thread (the serving loop); it copies the scores, takes a few microseconds, never
     waits and never raises. A daemon thread compares, writes and syncs a segment every ``flush_interval_s``, and only
-    then adds its rows to the sums and settles the account: on the side that did not answer the client, OK counts as
-    mirrored, TIMEOUT as timed out, ERROR and MALFORMED as failed; a request that never ran there (ABSENT) is not in the
-    account at all. The lane calls ``Accounting.sample`` before, and ``shed`` where ``offer`` returns False.
+    then adds its rows to the sums and settles the account: on the side that did not answer the client, OK and REJECTED
+    count as mirrored, TIMEOUT as timed out, ERROR and MALFORMED as failed; a request that never ran there (ABSENT) is
+    not in the account at all. The lane calls ``Accounting.sample`` before, and ``shed`` where ``offer`` returns False.
 
     A fault never reaches the caller. When the disk fails, the rows are kept and tried again, until the bounds are
     reached and offers are refused; a pair that the comparator cannot compare is dropped, its items counted as failed,
@@ -210,7 +210,7 @@ class Recorder:
         lost = sum(_items(taken).values()) - sum(ends.values())
         try:
             self._accounting.settle(
-                mirrored=ends[Status.OK],
+                mirrored=ends[Status.OK] + ends[Status.REJECTED],
                 timed_out=ends[Status.TIMEOUT],
                 failed=ends[Status.ERROR] + ends[Status.MALFORMED] + lost,
             )
@@ -231,7 +231,7 @@ def _settled(account: Account, pairs: Sequence[CompactPair]) -> Account:
         return account
     return replace(
         account,
-        mirrored=account.mirrored + ends[Status.OK],
+        mirrored=account.mirrored + ends[Status.OK] + ends[Status.REJECTED],
         timed_out=account.timed_out + ends[Status.TIMEOUT],
         failed=account.failed + ends[Status.ERROR] + ends[Status.MALFORMED],
         pending=account.pending - sum(ends.values()),
@@ -240,7 +240,7 @@ def _settled(account: Account, pairs: Sequence[CompactPair]) -> Account:
 
 def _items(pairs: Sequence[CompactPair]) -> dict[Status, int]:
     """Items by their end on the side that did not answer the client."""
-    total = dict.fromkeys((Status.OK, Status.TIMEOUT, Status.ERROR, Status.MALFORMED), 0)
+    total: dict[Status, int] = dict.fromkeys(Status, 0)
     for pair in pairs:
         for status, items in pair.mirrored().items():
             total[status] += items
@@ -250,7 +250,7 @@ def _items(pairs: Sequence[CompactPair]) -> dict[Status, int]:
 def _add_reasons(before: Mapping[str, int], pairs: Sequence[CompactPair]) -> Mapping[str, int]:
     """Count the candidate's failures by what was said of them; texts beyond the first few are not told apart."""
     counts = dict(before)
-    for text in (text for pair in pairs for text in pair.candidate.errors if text):
+    for text in (text for pair in pairs for text in pair.candidate.failures):
         known = text in counts or len(counts) < _REASONS
         counts[text if known else "others"] = counts.get(text if known else "others", 0) + 1
     return counts

@@ -23,7 +23,7 @@ ARMS: Final = tuple(Arm)
 STATUSES: Final = tuple(Status)
 ERROR_CHARACTERS: Final = 200
 _CODES: Final = {status: code for code, status in enumerate(STATUSES)}
-_OK, _ABSENT = _CODES[Status.OK], _CODES[Status.ABSENT]
+_OK, _ABSENT, _REJECTED = _CODES[Status.OK], _CODES[Status.ABSENT], _CODES[Status.REJECTED]
 _REQUEST_BYTES: Final = 400  # what a compact request holds beside its scores, roughly
 
 _WORD: Final = pa.dictionary(pa.int32(), pa.string())
@@ -99,6 +99,11 @@ class CompactSide:
     service_us: int | None
     memory_bytes: int | None
 
+    @property
+    def failures(self) -> list[str]:
+        """What was said of the requests that it failed; an input that it rejected is not its failure."""
+        return [text for text, code in zip(self.errors, self.statuses, strict=True) if text and code != _REJECTED]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactPair:
@@ -131,7 +136,8 @@ class CompactPair:
 def compact(pair: Pair, output: str) -> CompactPair:
     """Copy out of a pair what its rows need.
 
-    An answer whose ``output`` is missing, not numeric or does not divide into the request's rows counts as malformed.
+    An answer whose ``output`` is missing, not numeric or does not divide into the request's rows counts as malformed;
+    an input that one side rejected and the other took, as the error of the side that rejected it.
     Scores are kept only where both sides ran: one alone is evidence for nothing.
 
     Raises:
@@ -156,6 +162,8 @@ def _compact_side(mine: Outcome, other: Outcome, rows: Sequence[int], output: st
         if code == _OK and count and opposite.status is not Status.ABSENT:
             scores, error = _scores(answer, output, count)
             code = _CODES[Status.MALFORMED] if scores is None else code
+        elif code == _REJECTED and opposite.status is Status.OK:
+            code = _CODES[Status.ERROR]
         statuses.append(code)
         errors.append(_text(error)[:ERROR_CHARACTERS] if error else None)
         widths.append(0 if scores is None else scores.size // count)
@@ -193,9 +201,10 @@ def _scores(answer: Answer, output: str, rows: int) -> tuple[Array | None, str]:
 
 
 def _batch_status(statuses: Iterable[int]) -> int:
-    """OK when any request is; else the first that ran; ABSENT when none did."""
-    ran = [code for code in statuses if code != _ABSENT]
-    return _OK if _OK in ran else next(iter(ran), _ABSENT)
+    """OK when any request is; else the first that the model failed; else REJECTED, or ABSENT when none ran."""
+    found = list(statuses)
+    failed = (code for code in found if code not in (_ABSENT, _REJECTED))
+    return _OK if _OK in found else next(failed, _REJECTED if _REJECTED in found else _ABSENT)
 
 
 def _text(value: str) -> str:

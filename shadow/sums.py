@@ -19,9 +19,10 @@ from shadow.rows import ARMS, STATUSES
 _Bools = NDArray[np.bool_]
 _Ints = NDArray[np.int64]
 _NONE: Final = -1  # stands for null in columns that hold no negative numbers, and for "no answer" in top-1
-_OK, _ERROR, _TIMEOUT, _MALFORMED, _ABSENT = (
-    STATUSES.index(status) for status in (Status.OK, Status.ERROR, Status.TIMEOUT, Status.MALFORMED, Status.ABSENT)
+_OK, _ERROR, _TIMEOUT, _MALFORMED = (
+    STATUSES.index(status) for status in (Status.OK, Status.ERROR, Status.TIMEOUT, Status.MALFORMED)
 )
+_IDLE: Final = (STATUSES.index(Status.ABSENT), STATUSES.index(Status.REJECTED))  # evidence for nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def label_sums(table: pa.Table) -> Evidence:
 
 def _requests(side: _Side, request: _Bools, limits: Limits) -> ArmSums:
     return ArmSums(
-        requests=_count(request & (side.status != _ABSENT)),
+        requests=_count(request & _ran(side.status)),
         errors=_count(request & (side.status == _ERROR)),
         timeouts=_count(request & (side.status == _TIMEOUT)),
         malformed=_count(request & (side.status == _MALFORMED)),
@@ -95,7 +96,7 @@ def _requests(side: _Side, request: _Bools, limits: Limits) -> ArmSums:
 
 def _answers(side: _Side, request: _Bools, latency_us: _Ints, limits: Limits) -> ArmSums:
     """Of the clients' requests that the split gave to this side."""
-    failed = _count(request & (side.status != _OK) & (side.status != _ABSENT))
+    failed = _count(request & (side.status != _OK) & _ran(side.status))
     latencies = latency_us[request & (side.status == _OK)]
     return ArmSums(
         answers=len(latencies) + failed,
@@ -108,7 +109,7 @@ def _answers(side: _Side, request: _Bools, latency_us: _Ints, limits: Limits) ->
 
 def _batches(side: _Side, batch: _Bools, limits: Limits) -> ArmSums:
     """Batches that failed have no service time worth the name: they are over both limits instead."""
-    failed = _count(batch & (side.batch != _OK) & (side.batch != _ABSENT))
+    failed = _count(batch & (side.batch != _OK) & _ran(side.batch))
     service = side.service_us[batch & (side.batch == _OK) & (side.service_us != _NONE)]
     memory = side.memory_bytes[batch & (side.memory_bytes != _NONE)]
     return ArmSums(
@@ -124,7 +125,7 @@ def _batches(side: _Side, batch: _Bools, limits: Limits) -> ArmSums:
 
 
 def _pairs(baseline: _Side, candidate: _Side, request: _Bools) -> StageSums:
-    both = request & (baseline.status != _ABSENT) & (candidate.status != _ABSENT)
+    both = request & _ran(baseline.status) & _ran(candidate.status)
     return StageSums(
         pairs=_count(both),
         candidate_only_failed=_count(both & (baseline.status == _OK) & (candidate.status != _OK)),
@@ -149,6 +150,12 @@ def _items(
         delta_sum_max_e9=int(in_units.sum()),
         delta_sum_mean_e9=int(_units(mean_here).sum()),
     )
+
+
+def _ran(status: _Ints) -> _Bools:
+    """Where the model had something to do with the end."""
+    ran: _Bools = ~np.isin(status, _IDLE)
+    return ran
 
 
 def _units(deltas: NDArray[np.float64]) -> _Ints:

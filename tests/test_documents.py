@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +15,10 @@ import typer.main
 import yaml
 from prometheus_client import CollectorRegistry
 
+from models.preprocess.image_settings import ImageSettings
 from models.reference.digits import load_split
 from models.repository import Repository, write_hash
+from models.spec import StepSpec, TensorSpec
 from rollout.gates import GATES
 from rollout.machine import diagram
 from rollout.outcome import Outcome
@@ -181,6 +184,19 @@ def test_the_model_block_is_a_model_that_opens_once_it_is_hashed(tmp_path: Path)
     assert (spec.inputs[0].shape, spec.labels) == ((-1, 1, 8, 8), ("zero", "one"))
 
 
+def test_the_preprocess_block_names_every_setting_and_the_defaults_that_it_states() -> None:
+    text = block("yaml", "preprocess:\n  picture:")
+    step = yaml.safe_load(text)["preprocess"]["picture"]
+    tensor = TensorSpec(**{**step.pop("tensor"), "shape": (-1, 3, 224, 224)})
+    spec = StepSpec(input="picture", kind=step.pop("kind"), tensor=tensor, settings=step)
+    stated, plain = ImageSettings.read(spec), ImageSettings.read(replace(spec, settings={"mode": "RGB"}))
+    for name in ("layout", "filter", "exif_orientation", "max_pixels", "max_bytes"):
+        assert getattr(stated, name) == getattr(plain, name)
+    own = {"height", "width", "table"}  # follow from the tensor, and from the four that follow
+    settings = {*(field.name for field in fields(ImageSettings)), "invert", "divide_by", "mean", "std"} - own
+    assert set(step) == settings
+
+
 def test_the_policy_block_is_a_policy(tmp_path: Path) -> None:
     (tmp_path / "ours.yaml").write_text(block("yaml", "extends:"), encoding="utf-8")
     policy = load_policy("ours.yaml", tmp_path)
@@ -253,7 +269,7 @@ def test_the_python_example_runs(endpoint: Endpoint) -> None:
 
 
 def test_the_picture_in_the_examples_is_a_zero_of_the_test_images() -> None:
-    ((pixels,),) = [re.findall(r'"data": \[([\d, \n]+)\]', block("console", "curl"))]
+    ((pixels,),) = [re.findall(r'"data": \[([\d, \n]+)\]', block("console", '"data"'))]
     wanted = [float(value) for value in pixels.split(",")]
     split = load_split()
     (at,) = [at for at, image in enumerate(split.test_images) if image.ravel().tolist() == wanted]

@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Final
 
+from benchmarks.peers.bentoml import BENTOML
 from benchmarks.peers.contract import Peer
 from benchmarks.peers.litserve import LITSERVE
+from benchmarks.peers.mlserver import MLSERVER
+from benchmarks.peers.rayserve import RAYSERVE
+from benchmarks.peers.triton import TRITON
 
-PEERS: Final[Mapping[str, Peer]] = {peer.name: peer for peer in (LITSERVE,)}
+PEERS: Final[Mapping[str, Peer]] = {peer.name: peer for peer in (TRITON, MLSERVER, LITSERVE, BENTOML, RAYSERVE)}

@@ -1,12 +1,13 @@
 """The runtimes that run models, each in a file of its own, imported only when a model asks for it."""
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
 from models.backend import Backend
 from models.errors import BackendError, UnderstudyError
+from models.plugins import import_class
 from models.repository import ModelVersion
 
 BACKENDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -24,7 +25,7 @@ _INSTALL: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def open_backend(version: ModelVersion, extra: Mapping[str, str] | None = None) -> Backend:
-    """The backend that ``version`` asks for, not loaded yet.
+    """The backend that ``version`` asks for, not loaded yet; it takes what the preprocess steps make, if there are any.
 
     ``extra`` are the user's own backends: name → import path ``package.module:Class``, a class that is built from a
     ``ModelVersion`` and fulfils ``models.backend.Backend``.
@@ -41,30 +42,11 @@ def open_backend(version: ModelVersion, extra: Mapping[str, str] | None = None) 
         raise BackendError(
             f"{version.directory}: unknown backend {name!r}; known are {', '.join(sorted({*BACKENDS, *extra}))}"
         )
-    factory = _import_class(name, target)
+    factory = import_class(f"backend {name!r}", target, _INSTALL)
     try:
-        backend: Backend = factory(version)
+        backend: Backend = factory(replace(version, spec=version.spec.for_backend()))
     except UnderstudyError:
         raise
     except Exception as error:  # user code: whatever it raises is that backend's failure
         raise BackendError(f"backend {name!r}: {target} failed to build: {error!r}") from error
     return backend
-
-
-def _import_class(name: str, target: str) -> Callable[[ModelVersion], Backend]:
-    module_name, separator, class_name = target.partition(":")
-    if not (separator and module_name and class_name):
-        raise BackendError(f"backend {name!r}: expected an import path `package.module:Class`, got {target!r}")
-    try:
-        found = getattr(import_module(module_name), class_name)
-    except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        hint = f"; install {_INSTALL[missing]}" if missing in _INSTALL else ""
-        raise BackendError(f"backend {name!r}: cannot import {target}: {error}{hint}") from error
-    except AttributeError as error:
-        raise BackendError(f"backend {name!r}: {module_name} has no {class_name}") from error
-    except Exception as error:  # user code runs on import, and may raise anything
-        raise BackendError(f"backend {name!r}: importing {module_name} failed: {error!r}") from error
-    if not isinstance(found, type):
-        raise BackendError(f"backend {name!r}: expected {target} to be a class, found {type(found).__name__}")
-    return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import UnderstudyError
-from models.reference.build import MODEL, recorded_trainers, write_repository
+from models.reference.build import IMAGE_MODEL, MODEL, PICTURE, recorded_trainers, write_repository
 
 _DEFAULT = Path(__file__).parents[2] / "examples" / "model_repository"
 
@@ -26,24 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnderstudyError as error:
         print(f"models.reference: {error}", file=sys.stderr)
         return 2
-    print(f"{options.path / MODEL}: written")
+    print(f"{options.path}: {MODEL}, {IMAGE_MODEL} and ../{PICTURE} written")
     return 0
 
 
 def _check(path: Path) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         # Who trained it is the record's business; the check is whether today's libraries make the same bytes.
-        write_repository(Path(temporary), trained_with=recorded_trainers(path))
-        different = _differences(path / MODEL, Path(temporary) / MODEL)
+        made = Path(temporary) / path.resolve().name
+        write_repository(made, trained_with=recorded_trainers(path))
+        different = _differences(path, made)
     for name in different:
-        print(f"{path / MODEL / name}: differs from what training gives")
-    print(f"{path / MODEL}: {'every byte agrees' if not different else f'{len(different)} files differ'}")
+        print(f"{path / name}: differs from what training gives")
+    print(f"{path}: {'every byte agrees' if not different else f'{len(different)} files differ'}")
     return 1 if different else 0
 
 
 def _differences(kept: Path, made: Path) -> list[str]:
-    names = {file.relative_to(root).as_posix() for root in (kept, made) for file in root.rglob("*") if file.is_file()}
-    _, mismatched, missing = filecmp.cmpfiles(kept, made, sorted(names), shallow=False)
+    folders = [root / model for root in (kept, made) for model in (MODEL, IMAGE_MODEL)]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    names = {file.relative_to(kept if file.is_relative_to(kept) else made).as_posix() for file in files}
+    _, mismatched, missing = filecmp.cmpfiles(kept, made, sorted({*names, f"../{PICTURE}"}), shallow=False)
     return sorted(mismatched + missing)
 
 

@@ -1,4 +1,4 @@
-"""Writes the digits models as a model repository, byte for byte the same each time."""
+"""Writes the digits models as a model repository, and a picture to ask them about; the same bytes each time."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,14 +14,31 @@ from models.document import read_document
 from models.errors import SpecError
 from models.reference import graphs
 from models.reference.digits import SEED, Split, load_split
+from models.reference.picture import INK, draw
 from models.reference.train import CLASSES, Weights, baseline_accuracy, better_accuracy, train
 from models.repository import write_hash
 from models.spec import MODEL_FILE
 
 MODEL: Final = "digits"
+IMAGE_MODEL: Final = "digits-image"
+PICTURE: Final = "digit.png"  # beside the repository
+PICTURED: Final = 4  # of the test images: a zero that the baseline takes for a six
 BASELINE, BETTER, EQUIVALENT, REGRESSED, SLOW_AND_LEAKING = 1, 2, 3, 4, 5
 _TRAINERS: Final = ("numpy", "onnx", "scikit-learn")
 _DATASET: Final = "UCI Optical Recognition of Handwritten Digits, as in scikit-learn's load_digits"
+_PIXELS: Final = "inputs:  [{name: image, datatype: FP32, shape: [-1, 1, 8, 8]}]  # ink per pixel, 0..16\n"
+_PICTURES: Final = f"""\
+inputs:  [{{name: picture, datatype: BYTES, shape: [-1, 1]}}]
+preprocess:
+  picture:
+    kind: image
+    tensor: {{name: image, datatype: FP32, shape: [-1, 1, 8, 8]}}  # ink per pixel, 0..16
+    mode: L
+    resize: stretch
+    filter: box
+    invert: true
+    divide_by: {INK}
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,22 +49,26 @@ class _Entry:
     accuracy: float
     backend: str = "onnxruntime"
     parameters: str = "{}"
+    model: str = MODEL
+    inputs: str = _PIXELS
 
 
 def write_repository(path: Path, *, trained_with: Mapping[str, str] | None = None) -> None:
-    """Train the digits models and write ``path``/digits/1…5.
+    """Train the digits models and write ``path``/digits/1…5, ``path``/digits-image/1 and, beside it, ``digit.png``.
 
     ``trained_with`` (package → version) goes into the provenance in place of the packages installed here.
     """
     split = load_split()
     provenance = _provenance(split, trained_with or {name: installed_version(name) for name in _TRAINERS})
     for entry in _entries(train(split), split):
-        directory = path / MODEL / str(entry.version)
+        directory = path / entry.model / str(entry.version)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "model.onnx").write_bytes(entry.artifact)
         (directory / "labels.txt").write_text("".join(f"{digit}\n" for digit in range(CLASSES)), encoding="utf-8")
         (directory / MODEL_FILE).write_text(_model_yaml(entry, provenance), encoding="utf-8")
         write_hash(directory)
+    picture = draw(split.test_images[PICTURED], f"{_DATASET}; one of the test images of models.reference")
+    path.resolve().with_name(PICTURE).write_bytes(picture)
 
 
 def recorded_trainers(path: Path) -> dict[str, str] | None:
@@ -96,6 +117,14 @@ def _entries(weights: Weights, split: Split) -> list[_Entry]:
             backend="leaking",
             parameters="{leak_bytes: 41943040, leak_limit_bytes: 1073741824, delay_ms: 530}",
         ),
+        _Entry(
+            version=1,
+            title="The better model, asked with pictures: JPEG or PNG, black ink on white paper.",
+            artifact=graphs.better(weights),
+            accuracy=good,
+            model=IMAGE_MODEL,
+            inputs=_PICTURES,
+        ),
     ]
 
 
@@ -125,7 +154,7 @@ def _model_yaml(entry: _Entry, provenance: Mapping[str, object]) -> str:
         "artifact: model.onnx\n"
         f"sha256: {'0' * 64}\n"
         "max_batch_size: 32\n"
-        "inputs:  [{name: image, datatype: FP32, shape: [-1, 1, 8, 8]}]  # ink per pixel, 0..16\n"
+        f"{entry.inputs}"
         f"outputs: [{{name: scores, datatype: FP32, shape: [-1, {CLASSES}]}}]  # softmax\n"
         "labels: labels.txt\n"
         f"parameters: {entry.parameters}\n"

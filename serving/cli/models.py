@@ -15,6 +15,7 @@ from rich.table import Table
 
 from models.backends import open_backend
 from models.errors import ModelError, SpecError
+from models.preprocess import open_preprocess
 from models.repository import find_versions, identify, open_version, write_hash
 from models.schema_diff import SchemaDiff, diff
 from models.signature import check_outputs
@@ -32,11 +33,15 @@ _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """One version's check; ``problem`` is "" if all is well. Times are those of one batch of zeros."""
+    """One version's check; ``problem`` is "" if all is well. Times are the backend's for one batch of zeros.
+
+    ``preprocess`` names each input that a step takes, with the step's kind.
+    """
 
     model: str
     version: int
     backend: str
+    preprocess: str
     problem: str
     one_ms: float | None = None
     full_batch_size: int | None = None
@@ -50,14 +55,19 @@ def check(
         list[str] | None,
         typer.Option("--backend", metavar="NAME=PACKAGE.MODULE:CLASS", help="A backend of your own. Repeatable."),
     ] = None,
+    preprocess: Annotated[
+        list[str] | None,
+        typer.Option("--preprocess", metavar="NAME=PACKAGE.MODULE:CLASS", help="A step of your own. Repeatable."),
+    ] = None,
     as_json: _AsJson = False,
 ) -> None:
     """Verify model.yaml and sha256, load the model, and run a batch of zeros of size 1 and of the largest size.
 
     Exit status 1 if a version fails.
     """
-    extra = _parse_backends(backend or [])
-    results = [check_version(path, extra) for path in find_versions(directory)]
+    backends = _parse_plugins(backend or [], "--backend")
+    steps = _parse_plugins(preprocess or [], "--preprocess")
+    results = [check_version(path, backends, steps) for path in find_versions(directory)]
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results]))
     else:
@@ -98,27 +108,31 @@ def schema_diff(
         raise typer.Exit(1)
 
 
-def check_version(directory: Path, extra: Mapping[str, str]) -> CheckResult:
+def check_version(directory: Path, backends: Mapping[str, str], steps: Mapping[str, str]) -> CheckResult:
     """Verify, load and try one version; whatever is wrong with it becomes the result's ``problem``."""
     name, number = identify(directory)
-    backend_name = "?"
+    backend_name, preprocess = "?", ""
     try:
         version = open_version(directory)
         backend_name = version.spec.backend
-        backend = open_backend(version, extra)
+        preprocess = ", ".join(f"{step.input}: {step.kind}" for step in version.spec.preprocess)
+        open_preprocess(version, steps)
+        backend = open_backend(version, backends)
         try:
             backend.load()
-            one_ms = _try_batch(backend.run, version.spec, 1)
-            full = max(1, version.spec.max_batch_size)
-            full_ms = _try_batch(backend.run, version.spec, full)
+            spec = version.spec.for_backend()
+            one_ms = _try_batch(backend.run, spec, 1)
+            full = max(1, spec.max_batch_size)
+            full_ms = _try_batch(backend.run, spec, full)
         finally:
             backend.close()
     except ModelError as error:
-        return CheckResult(model=name, version=number, backend=backend_name, problem=str(error))
+        return CheckResult(model=name, version=number, backend=backend_name, preprocess=preprocess, problem=str(error))
     return CheckResult(
         model=name,
         version=number,
         backend=backend_name,
+        preprocess=preprocess,
         problem="",
         one_ms=one_ms,
         full_batch_size=full,
@@ -146,14 +160,14 @@ def _zeros(tensor: TensorSpec, rows: int) -> Array:
     return np.zeros(shape, dtype="<u2" if tensor.datatype == "BF16" else NUMPY_DTYPES[tensor.datatype])
 
 
-def _parse_backends(options: list[str]) -> dict[str, str]:
-    backends: dict[str, str] = {}
+def _parse_plugins(options: list[str], hint: str) -> dict[str, str]:
+    plugins: dict[str, str] = {}
     for option in options:
         name, separator, target = option.partition("=")
         if not (name and separator and target):
-            raise typer.BadParameter(f"expected NAME=PACKAGE.MODULE:CLASS, got {option!r}", param_hint="--backend")
-        backends[name] = target
-    return backends
+            raise typer.BadParameter(f"expected NAME=PACKAGE.MODULE:CLASS, got {option!r}", param_hint=hint)
+        plugins[name] = target
+    return plugins
 
 
 def _read_schema(path: Path) -> ModelSpec:
@@ -175,7 +189,8 @@ def _print_results(results: list[CheckResult]) -> None:
         one = "" if result.one_ms is None else f"{result.one_ms:.2f} ms"
         full = "" if result.full_batch_ms is None else f"{result.full_batch_ms:.2f} ms of {result.full_batch_size}"
         verdict = "[red]failed[/red]" if result.problem else "[green]ok[/green]"
-        table.add_row(escape(result.model), str(result.version), escape(result.backend), one, full, verdict)
+        texts = (result.model, str(result.version), f"{result.backend}\n{result.preprocess}".strip())
+        table.add_row(*map(escape, texts), one, full, verdict)
     console = Console()
     console.print(table)
     for result in results:

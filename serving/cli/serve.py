@@ -37,6 +37,7 @@ def urls(config: Config) -> list[str]:
     server = config.server
     return [
         f"inference  http://{server.host}:{server.http_port}/v2",
+        f"gRPC       grpc://{server.host}:{server.grpc_port}",
         f"metrics    http://{server.host}:{server.metrics_port}/metrics",
         f"admin      http://{server.host}:{server.admin_port}/docs",
         f"logs       {config.reports / 'logs'}",

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from models.tensor import DATATYPES, NUMPY_DTYPES, Tensor
+from models.tensor import DATATYPES, NUMPY_DTYPES, Buffer, Tensor
 from serving.errors import InvalidArgumentError
 from serving.protocol.json_data import decode_data, encode_data, parse, type_name
 from serving.protocol.messages import InferRequest, InferResponse, RequestedOutput
@@ -41,7 +41,7 @@ class EncodedInfer:
     header_length: int | None
 
 
-def decode_infer(model: str, version: int | None, body: bytes, header_length: int | None = None) -> DecodedInfer:
+def decode_infer(model: str, version: int | None, body: Buffer, header_length: int | None = None) -> DecodedInfer:
     """Decode an infer body; ``header_length`` is that of Inference-Header-Content-Length (None: all is JSON).
 
     Raises:

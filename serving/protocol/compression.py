@@ -3,6 +3,7 @@
 import zlib
 from typing import Final
 
+from models.tensor import Buffer
 from serving.errors import InvalidArgumentError, PayloadTooLargeError, UnsupportedMediaTypeError
 
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
@@ -20,7 +21,7 @@ def check_encoding(encoding: str) -> None:
         raise UnsupportedMediaTypeError(f"content encoding {encoding!r} is not spoken here; use gzip or deflate")
 
 
-def decompress(data: bytes, encoding: str, max_bytes: int) -> bytes:
+def decompress(data: Buffer, encoding: str, max_bytes: int) -> bytes:
     """Decompress a whole body in memory bounded by ``max_bytes``.
 
     Raises:
@@ -39,7 +40,7 @@ def decompress(data: bytes, encoding: str, max_bytes: int) -> bytes:
     return body
 
 
-def compress(data: bytes, encoding: str) -> bytes:
+def compress(data: Buffer, encoding: str) -> bytes:
     """Compress a whole body."""
     stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding])
     return stream.compress(data) + stream.flush()

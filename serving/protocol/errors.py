@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+import grpc
 import orjson
 
 from models.errors import UnderstudyError
@@ -28,12 +29,38 @@ HTTP_STATUS: Final[Mapping[type[UnderstudyError], int]] = {
     DeadlineError: 504,
     UnderstudyError: 500,
 }
+GRPC_STATUS: Final[Mapping[type[UnderstudyError], grpc.StatusCode]] = {
+    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    PayloadTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnsupportedMediaTypeError: grpc.StatusCode.UNIMPLEMENTED,
+    ModelFailedError: grpc.StatusCode.INTERNAL,
+    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    UnderstudyError: grpc.StatusCode.INTERNAL,
+}
+# gRPC carries a message in a header, percent-encoded (three bytes for one), and clients bound their headers at 8 KiB.
+_MAX_DETAILS_BYTES: Final = 2048
 _MAX_MESSAGE_CHARS: Final = 2048  # a message may quote names, which a client can make as long as its body
 
 
 def http_status(error: UnderstudyError) -> int:
     """The status of the nearest class in the error's ancestry that the table lists."""
     return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
+
+
+def grpc_status(error: UnderstudyError) -> grpc.StatusCode:
+    """The status of the nearest class in the error's ancestry that the table lists."""
+    return next(GRPC_STATUS[kind] for kind in type(error).__mro__ if kind in GRPC_STATUS)
+
+
+def error_details(message: str) -> str:
+    """An error's message as gRPC's details: one of more than 2048 bytes is cut; see also ``error_body``."""
+    encoded = message.encode(errors="backslashreplace")
+    if len(encoded) > _MAX_DETAILS_BYTES:
+        return f"{encoded[:_MAX_DETAILS_BYTES].decode(errors='ignore')}…"
+    return encoded.decode()
 
 
 def error_body(message: str) -> bytes:

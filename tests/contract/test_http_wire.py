@@ -391,6 +391,9 @@ def test_an_unknown_path_is_not_found(http: httpx.Client) -> None:
         ("POST", "/v2/models/simple/config", "GET"),
         ("GET", "/v2/repository/index", "POST"),
         ("GET", "/v2/repository/models/simple/load", "POST"),
+        ("GET", "/v2/repository/models/simple/unload", "POST"),
+        ("POST", "/v2/models/stats", "GET"),
+        ("POST", "/v2/models/simple/stats", "GET"),
     ],
 )
 def test_a_wrong_method_is_a_405_that_names_the_right_one(
@@ -418,8 +421,26 @@ def test_a_query_is_ignored(http: httpx.Client) -> None:
 def test_what_is_not_offered_is_a_501(http: httpx.Client) -> None:
     for path in ("/v2/systemsharedmemory/status", "/v2/cudasharedmemory/status", "/v2/trace/setting", "/v2/logging"):
         assert_error(http.get(path), 501)
-    for path in ("/v2/models/stats", "/v2/models/simple/stats", "/v2/models/simple/versions/1/stats"):
-        assert_error(http.get(path), 501, "stats")
+    for path in ("/v2/models/simple/trace/setting", "/v2/models/simple/versions/1/trace/setting"):
+        assert_error(http.get(path), 501)
+
+
+def test_statistics_are_those_of_all_of_a_model_or_of_a_version(http: httpx.Client) -> None:
+    everything = http.get("/v2/models/stats").json()["model_stats"]
+    assert len(everything) > 3
+    for path in ("/v2/models/simple/stats", "/v2/models/simple/versions/1/stats"):
+        (entry,) = http.get(path).json()["model_stats"]
+        assert (entry["name"], entry["version"], entry["memory_usage"]) == ("simple", "1", [])
+        assert entry["inference_stats"]["cache_hit"] == {"count": 0, "ns": 0}
+    assert_error(http.get("/v2/models/nope/stats"), 404, "nope")
+    assert_error(http.get("/v2/models/simple/versions/9/stats"), 404, "9")
+
+
+def test_a_load_that_says_how_is_refused(http: httpx.Client) -> None:
+    path = "/v2/repository/models/simple/load"
+    assert http.post(path).status_code == http.post(path, json={"parameters": {}}).status_code == 200
+    assert_error(http.post(path, json={"parameters": {"config": "{}"}}), 501, "rollouts")
+    assert_error(http.post(path, json=[]), 400)
 
 
 def test_the_index_can_be_asked_for_ready_models_only(http: httpx.Client) -> None:

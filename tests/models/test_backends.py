@@ -47,7 +47,7 @@ def test_a_users_backend_is_found_by_its_import_path(tmp_path: Path) -> None:
     opened = version(tmp_path, backend="echo")
     backend = open_backend(opened, {"echo": f"{__name__}:EchoBackend"})
     assert isinstance(backend, EchoBackend)
-    assert backend.version is opened
+    assert backend.version == opened
 
 
 @pytest.mark.parametrize(

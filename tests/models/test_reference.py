@@ -69,19 +69,22 @@ def test_the_repository_kept_here_is_what_training_gives(capsys: pytest.CaptureF
 
 
 def test_a_changed_byte_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--path", str(tmp_path)]) == 0
-    assert main(["--path", str(tmp_path), "--check"]) == 0
-    (tmp_path / "digits" / "2" / "model.onnx").write_bytes(b"other")
-    (tmp_path / "digits" / "3" / "labels.txt").unlink()
-    (tmp_path / "digits" / "4" / "stray").write_bytes(b"")
-    assert main(["--path", str(tmp_path), "--check"]) == 1
+    path = tmp_path / "repository"
+    assert main(["--path", str(path)]) == 0
+    assert main(["--path", str(path), "--check"]) == 0
+    (path / "digits" / "2" / "model.onnx").write_bytes(b"other")
+    (path / "digits" / "3" / "labels.txt").unlink()
+    (path / "digits" / "4" / "stray").write_bytes(b"")
+    (path / "digits-image" / "1" / "model.yaml").write_bytes(b"")
+    (tmp_path / "digit.png").unlink()
+    assert main(["--path", str(path), "--check"]) == 1
     printed = capsys.readouterr().out
-    for name in ("2/model.onnx", "3/labels.txt", "4/stray"):
+    for name in ("2/model.onnx", "3/labels.txt", "4/stray", "digits-image/1/model.yaml", "digit.png"):
         assert f"{name}: differs" in printed
 
 
 def test_an_empty_repository_is_different(tmp_path: Path) -> None:
-    assert main(["--path", str(tmp_path), "--check"]) == 1
+    assert main(["--path", str(tmp_path / "repository"), "--check"]) == 1
 
 
 def test_the_recorded_accuracy_is_what_the_graphs_reach(scores: dict[int, Array], split: Split) -> None:
@@ -193,6 +196,7 @@ def test_the_slow_one_takes_its_time(split: Split) -> None:
 
 
 def test_who_trained_it_is_read_from_the_repository(tmp_path: Path) -> None:
-    build.write_repository(tmp_path, trained_with={"numpy": "1", "onnx": "2.0", "scikit-learn": "3.0.0"})
-    assert build.recorded_trainers(tmp_path) == {"numpy": "1", "onnx": "2.0", "scikit-learn": "3.0.0"}
+    path = tmp_path / "repository"
+    build.write_repository(path, trained_with={"numpy": "1", "onnx": "2.0", "scikit-learn": "3.0.0"})
+    assert build.recorded_trainers(path) == {"numpy": "1", "onnx": "2.0", "scikit-learn": "3.0.0"}
     assert build.recorded_trainers(tmp_path / "absent") is None

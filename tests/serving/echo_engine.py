@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from models.spec import ModelSpec, TensorSpec
 from models.tensor import Tensor
 from serving.protocol.messages import InferRequest, InferResponse
+from serving.statistics import Statistics
 
 
 def spec_of(version: int, *, labels: tuple[str, ...] = (), max_batch_size: int = 4) -> ModelSpec:
@@ -32,6 +33,7 @@ class EchoEngine:
         self.failure: Exception | None = None
         self.release: asyncio.Event | None = None
         self.seen: list[InferRequest] = []
+        self.statistics = Statistics()
 
     def models(self) -> Mapping[str, Mapping[int, ModelSpec]]:
         return {"m": self.specs}

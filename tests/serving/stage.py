@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from models.preprocess import Preprocess
 from models.spec import ModelSpec
 from models.tensor import from_numpy
 from rollout.traffic import Priority, Route
@@ -159,6 +160,7 @@ class Stage:
         *,
         priority: Priority = Priority.NORMAL,
         spec: ModelSpec | None = None,
+        preprocess: Preprocess | None = None,
     ) -> Doubler:
         """Start a replica in this process; returns its backend."""
         backend = Doubler(fault)
@@ -166,6 +168,7 @@ class Stage:
             replica_id=f"{version}-{len(self._workers)}",
             spec=spec or spec_of(version),
             backend=backend,
+            preprocess=preprocess,
             directory=self.directory,
             priority=priority,
             timeout_s=60,

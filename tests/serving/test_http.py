@@ -11,7 +11,8 @@ import pytest
 
 from serving.dataplane import DataPlane
 from serving.errors import LaunchError, UnavailableError
-from serving.http import HttpApp, HttpServer, bind
+from serving.http import HttpApp
+from serving.http_server import HttpServer, Limits, bind
 from tests.serving.echo_engine import EchoEngine
 
 REQUEST = {"inputs": [{"name": "IN", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
@@ -23,7 +24,7 @@ async def serving(
 ) -> AsyncIterator[tuple[httpx.AsyncClient, HttpServer]]:
     sock = bind("127.0.0.1", 0)
     host, port = sock.getsockname()
-    server = HttpServer(HttpApp(DataPlane(engine), max_body_bytes=max_body_bytes), sock)
+    server = HttpServer(HttpApp(DataPlane(engine), max_body_bytes=max_body_bytes), sock, limits=Limits(body_bytes=max_body_bytes))
     await server.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:

@@ -28,7 +28,9 @@ def test_check_passes_every_version_of_the_example_repository() -> None:
     result = understudy("models", "check", REPOSITORY, "--backend", LEAKING, "--json")
     assert result.exit_code == 0, result.output
     checks = json.loads(result.stdout)
-    assert [(check["version"], check["problem"]) for check in checks] == [(number, "") for number in range(1, 6)]
+    found = [(check["model"], check["version"], check["preprocess"], check["problem"]) for check in checks]
+    digits = [("digits", number, "", "") for number in range(1, 6)]
+    assert found == [*digits, ("digits-image", 1, "picture: image", "")]
     assert checks[4]["backend"] == "leaking"
     assert checks[4]["one_ms"] > 505
     assert {check["full_batch_size"] for check in checks} == {32}

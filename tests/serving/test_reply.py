@@ -12,7 +12,7 @@ from tests.serving.tensors import Requests, batches
 
 
 def header(*segments: Segment) -> ReplyHeader:
-    return ReplyHeader(id=1, segments=segments, copy_us=0, compute_us=0, peak_bytes=None)
+    return ReplyHeader(id=1, segments=segments, copy_us=0, preprocess_us=0, compute_us=0, peak_bytes=None)
 
 
 def ok(batch: Requests) -> tuple[Segment, list[Buffer]]:

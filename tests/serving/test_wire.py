@@ -39,6 +39,7 @@ replies = st.builds(
     id=st.integers(0, 2**53),
     segments=st.lists(segments, max_size=4).map(tuple),
     copy_us=st.integers(0, 2**53),
+    preprocess_us=st.integers(0, 2**53),
     compute_us=st.integers(0, 2**53),
     peak_bytes=st.none() | st.integers(0, 2**53),
 )

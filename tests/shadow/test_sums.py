@@ -32,9 +32,17 @@ def spelled_out(one: Pair) -> Evidence:
     return Evidence({one.stage: stage})
 
 
+IDLE = {Status.ABSENT, Status.REJECTED}  # evidence for nothing
+
+
+def _status(one: Pair, arm: Arm, index: int) -> Status:
+    mine, other = (one.of(each).answers[index].status for each in (arm, arm.other))
+    return Status.ERROR if mine is Status.REJECTED and other is Status.OK else mine
+
+
 def _request(one: Pair, arm: Arm, index: int) -> ArmSums:
-    status, latency_ms = one.of(arm).answers[index].status, one.latencies_ms[index]
-    if status is Status.ABSENT:
+    status, latency_ms = _status(one, arm, index), one.latencies_ms[index]
+    if status in IDLE:
         return ArmSums()
     failed, answered = status is not Status.OK, one.primary is arm
     return ArmSums(
@@ -52,7 +60,7 @@ def _request(one: Pair, arm: Arm, index: int) -> ArmSums:
 
 def _batch(one: Pair, arm: Arm) -> ArmSums:
     side = one.of(arm)
-    statuses = {answer.status for answer in side.answers} - {Status.ABSENT}
+    statuses = {_status(one, arm, index) for index in range(len(one.rows))} - IDLE
     failed = bool(statuses) and Status.OK not in statuses
     timed = Status.OK in statuses and side.service_ms is not None
     service_ms = side.service_ms or 0.0
@@ -71,7 +79,7 @@ def _batch(one: Pair, arm: Arm) -> ArmSums:
 
 def _pair(one: Pair, index: int) -> StageSums:
     baseline, candidate = one.baseline.answers[index], one.candidate.answers[index]
-    if Status.ABSENT in (baseline.status, candidate.status):
+    if IDLE & {_status(one, arm, index) for arm in Arm}:
         return StageSums()
     if baseline.outputs is None or candidate.outputs is None:
         return StageSums(
@@ -135,6 +143,23 @@ def test_rows_have_the_schema_and_one_row_per_item(one: Pair) -> None:
 
 def test_no_rows_sum_to_nothing() -> None:
     assert sums(SCHEMA.empty_table(), LIMITS) == Evidence()
+
+
+def test_an_input_that_both_versions_rejected_is_evidence_for_nothing() -> None:
+    rejected = outcome(ok([1, 0, 0]), bad(Status.REJECTED))
+    both = evidence_of([pair(rejected, rejected)]).stage(0)
+    assert (both.pairs, both.candidate.requests, both.candidate.batches) == (1, 1, 1)
+    alone = outcome(bad(Status.REJECTED), peak_memory_bytes=None)
+    assert evidence_of([pair(alone, alone)]) == Evidence({0: StageSums()})
+
+
+@pytest.mark.parametrize("arm", list(Arm))
+def test_an_input_that_only_one_version_rejected_is_its_error(arm: Arm) -> None:
+    sides = {arm: outcome(bad(Status.REJECTED)), arm.other: outcome(ok([1, 0, 0]))}
+    found = evidence_of([pair(sides[Arm.BASELINE], sides[Arm.CANDIDATE])]).stage(0)
+    errors = {Arm.BASELINE: found.baseline.errors, Arm.CANDIDATE: found.candidate.errors}
+    assert (found.pairs, errors[arm], errors[arm.other]) == (1, 1, 0)
+    assert (found.candidate_only_failed, found.baseline_only_failed) == (arm is Arm.CANDIDATE, arm is Arm.BASELINE)
 
 
 def test_a_candidate_that_failed_as_primary_failed_its_answer_and_is_over_both_limits() -> None:

@@ -7,29 +7,29 @@ costs. Images travel as base64 in JSON, its documented form: its ``Request`` typ
 """
 
 import base64
-from pathlib import Path
 from typing import Final
 
+import numpy as np
 import orjson
 
 from benchmarks.load import Request
 from benchmarks.peers.contract import Peer
+from benchmarks.workloads import Workload
 from models.tensor import Array
 
 
-def _request(example: Array) -> Request:
-    body = orjson.dumps({"image": base64.b64encode(example.tobytes()).decode()})
+def _request(workload: Workload) -> Request:
+    body = orjson.dumps({"image": base64.b64encode(workload.example.tobytes()).decode()})
     return Request(path="/predict", headers={"Content-Type": "application/json"}, body=body)
 
 
-def _scores(body: bytes) -> list[float]:
-    return [float(score) for score in orjson.loads(body)["scores"]]
+def _scores(body: bytes) -> Array:
+    return np.array(orjson.loads(body)["scores"], np.float32)
 
 
 LITSERVE: Final = Peer(
     name="litserve",
-    requirements=("litserve==0.2.19", "onnxruntime==1.31.1"),
-    server=Path(__file__).with_name("server.py"),
+    title="LitServe",
     ready_path="/health",
     request=_request,
     scores=_scores,

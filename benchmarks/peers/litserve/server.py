@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--settings", type=json.loads, required=True)
-    options = parser.parse_args()
+    options, _ = parser.parse_known_args()
     settings = options.settings
     api = OnnxApi(options.model, max_batch_size=settings["max_batch_size"], batch_timeout=settings["batch_timeout_s"])
     server = ls.LitServer(

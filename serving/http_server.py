@@ -1,0 +1,499 @@
+"""HTTP/1.1 on a socket: httptools parses, bodies are received where they stay, and what a client may take is bounded.
+
+A body of known length is read from the kernel straight into the buffer that its tensors are views of; see
+docs/decisions/0008 for what that and the absence of layers in between is worth.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from math import inf
+from typing import Any, Final
+
+import httptools
+import numpy as np
+
+from models.tensor import Buffer
+from serving.errors import LaunchError
+from serving.protocol.errors import error_body
+
+JSON: Final = (b"content-type", b"application/json")
+_SCRATCH_BYTES: Final = 64 * 1024
+_MAX_WAITING: Final = 16  # requests that one connection may send ahead of their answers
+_DRAIN_FACTOR: Final = 4  # a body of up to this many times the limit is read to its end before it is refused
+_LINGER_S: Final = 2.0  # how long a refused client may go on sending before it is cut off
+_TICK_S: Final = 0.25
+_STATUS: Final = {each.value: b"HTTP/1.1 %d %b\r\n" % (each.value, each.phrase.encode()) for each in HTTPStatus}
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may take: sizes in bytes, times in seconds.
+
+    ``head_s`` and ``body_s`` bound how long a request line with its headers, and a body, may take to arrive whole,
+    however steadily they trickle; ``idle_s`` bounds a connection without a request, ``write_s`` a client that does not
+    read its answer.
+    """
+
+    connections: int = 4096
+    head_bytes: int = 64 * 1024
+    body_bytes: int = 64 * 1024 * 1024
+    head_s: float = 10.0
+    body_s: float = 60.0
+    idle_s: float = 75.0
+    write_s: float = 60.0
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """A request as it arrived; header names in lower case, of repeated ones the last."""
+
+    method: str
+    target: bytes
+    headers: dict[bytes, bytes]
+    body: Buffer
+    keep_alive: bool = True
+    http_1_0: bool = False
+
+
+@dataclass(slots=True)
+class Reply:
+    """A response before its framing."""
+
+    body: Buffer
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
+
+
+Headers = Mapping[bytes, bytes]
+Handler = Callable[[HttpRequest], Awaitable[Reply]]
+Allocate = Callable[[int, Headers], memoryview]
+
+
+class HttpServer:
+    """Serves one bound socket inside an event loop that already runs.
+
+    ``handler`` answers every request; it must not raise. ``allocate`` gives the buffer for a body of a size, once the
+    head has come.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        sock: socket.socket,
+        *,
+        limits: Limits = Limits(),
+        backlog: int = 2048,
+        allocate: Allocate | None = None,
+    ) -> None:
+        self.handler, self.limits = handler, limits
+        self.allocate = allocate or uncleared
+        self.connections: set[_Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.stopping = False
+        # Received and parsed within one callback, so that all connections can share it.
+        self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self.now = 0.0  # the loop's time, as of the last tick: near enough for timeouts
+        self._socket, self._backlog = sock, backlog
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.loop = asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        """Listen; requests are answered from here on.
+
+        Raises:
+            LaunchError: someone else began to listen on the same address since it was bound.
+        """
+        self._tick()
+        try:
+            self._server = await self.loop.create_server(
+                lambda: _Connection(self), sock=self._socket, backlog=self._backlog
+            )
+        except OSError as error:
+            self._socket.close()
+            raise LaunchError(f"cannot listen on {self._socket}: {error.strerror}") from None
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more, let requests under way finish for up to ``grace_s``, then cancel them."""
+        self.stopping = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=grace_s)
+        for task in list(self.tasks):
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=1.0)
+        for connection in list(self.connections):
+            connection.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tick(self) -> None:
+        self._timer = self.loop.call_later(_TICK_S, self._tick)
+        self.now = self.loop.time()
+        for connection in [each for each in self.connections if each.deadline < self.now]:
+            connection.expire()
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One client's connection: requests are parsed as they come, answered one after the other.
+
+    The parser sees heads, chunked bodies, and what of a plain body came along with its head; the rest of that is
+    received in place, and a new parser takes up what follows.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_body",
+        "_chunks",
+        "_closing",
+        "_eof",
+        "_expected",
+        "_filled",
+        "_head_bytes",
+        "_headers",
+        "_in_head",
+        "_left",
+        "_lingering",
+        "_parser",
+        "_reading",
+        "_received",
+        "_refusal",
+        "_server",
+        "_target",
+        "_task",
+        "_transport",
+        "_waiting",
+        "_writable",
+        "deadline",
+    )
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._transport: Any = None
+        self._waiting: deque[tuple[HttpRequest, Reply | None]] = deque()  # with the answer that is known already
+        self._task: asyncio.Task[None] | None = None
+        self._writable: asyncio.Event | None = None  # set and cleared only for a client that is slow to read
+        self._reading = True
+        self._lingering = False
+        self._closing = False
+        self._eof = False
+        self._body: memoryview | None = None  # of a body that is received in place
+        self._filled = 0
+        self._left = 0  # of a body that is read only to be dropped
+        self.deadline = inf
+        self._begin()
+
+    # -- the transport's calls ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected."""
+        self._transport = transport
+        server = self._server
+        full = len(server.connections) >= server.limits.connections
+        server.connections.add(self)
+        self.deadline = server.now + server.limits.idle_s
+        if full:
+            self._refuse(503, f"the server has all of its {server.limits.connections} connections in use")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection is gone; what is under way for it runs to its end, unheard."""
+        self._closing = True
+        self._server.connections.discard(self)
+        self._waiting.clear()
+        self._body = None
+        if self._writable is not None:
+            self._writable.set()
+
+    def eof_received(self) -> bool:
+        """The client sends no more: it may still wait for its answers."""
+        self._eof = True
+        return self._task is not None and not self._lingering
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        if self._body is not None:
+            return self._body[self._filled :]
+        if self._left:
+            return self._server.scratch[: self._left]
+        return self._server.scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have come."""
+        if self._lingering:
+            return
+        if self._body is not None:
+            self._filled += nbytes
+            if self._filled == len(self._body):
+                self._complete(self._body)
+        elif self._left:
+            self._left -= nbytes
+            if not self._left:
+                self._complete(b"")
+        else:
+            self._parse(self._server.scratch[:nbytes])
+
+    def pause_writing(self) -> None:
+        """The client is slow to read."""
+        self._writable = asyncio.Event()
+        self.deadline = self._server.now + self._server.limits.write_s
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        if not self._lingering:
+            self.deadline = inf if self._task is not None else self._server.now + self._server.limits.idle_s
+
+    # -- the parser's calls ------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Be ready for another request."""
+        self._parser = httptools.HttpRequestParser(self)
+        self._begun = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._chunks: list[bytes] = []
+        self._received = 0
+        self._expected = 0
+        self._head_bytes = 0
+        self._in_head = True
+        self._refusal: Reply | None = None
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        self._reset()
+        self._begun = True
+        self.deadline = self._server.now + self._server.limits.head_s
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The body follows, if there is one."""
+        self._in_head = False
+        headers, limits = self._headers, self._server.limits
+        self.deadline = self._server.now + limits.body_s
+        declared = headers.get(b"content-length")
+        if declared is not None:
+            self._expected = int(declared)
+            if self._expected > limits.body_bytes:
+                self._refusal = self._too_large()
+        if headers.get(b"expect", b"").lower() == b"100-continue" and self._refusal is None:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body: of a chunked one, or what came with the head."""
+        self._received += len(data)
+        if self._refusal is None:
+            self._chunks.append(data)
+            if self._received > self._server.limits.body_bytes:
+                self._refusal = self._too_large()
+                self._chunks.clear()
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        chunks = self._chunks
+        self._enqueue(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _parse(self, data: memoryview) -> None:
+        self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._begin()  # no other protocol is spoken here: the request was a plain one, and so is what follows
+            if rest := data[int(upgrade.args[0]) :]:
+                self._parse(rest)
+            return
+        except (httptools.HttpParserError, ValueError) as error:
+            self._refuse(400, f"not HTTP/1.1: {error}")
+            return
+        if self._in_head:
+            if self._head_bytes > self._server.limits.head_bytes:
+                self._refuse(431, f"the head is over the limit of {self._server.limits.head_bytes} bytes")
+        elif self._refusal is not None:
+            self._drop_rest(self._refusal)
+        elif self._expected > self._received:
+            self._receive_in_place()
+
+    def _receive_in_place(self) -> None:
+        self._body = body = self._server.allocate(self._expected, self._headers)
+        self._filled = 0
+        for chunk in self._chunks:
+            body[self._filled : self._filled + len(chunk)] = chunk
+            self._filled += len(chunk)
+
+    def _drop_rest(self, refusal: Reply) -> None:
+        """Read a body that is too large to its end, so that the connection can go on; not for ever, though."""
+        most = _DRAIN_FACTOR * self._server.limits.body_bytes
+        if self._headers.get(b"expect") or self._expected > most or self._received > most:
+            self._linger(refusal)
+        elif self._expected:
+            self._left = self._expected - self._received
+
+    def _complete(self, body: Buffer) -> None:
+        """A body that the parser did not see is whole."""
+        self._body = None
+        self._enqueue(body)
+        self._begin()
+
+    def _enqueue(self, body: Buffer) -> None:
+        parser = self._parser
+        request = HttpRequest(
+            parser.get_method().decode("latin-1"),
+            self._target,
+            self._headers,
+            body,
+            keep_alive=parser.should_keep_alive(),
+            http_1_0=parser.get_http_version() == "1.0",
+        )
+        self._waiting.append((request, self._refusal))
+        self._begun, self._in_head, self._head_bytes, self._refusal = False, True, 0, None
+        self.deadline = inf
+        if self._task is None:
+            self._task = task = self._server.loop.create_task(self._answer_all())
+            self._server.tasks.add(task)
+        elif len(self._waiting) >= _MAX_WAITING and self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    async def _answer_all(self) -> None:
+        """Answer what waits, in order."""
+        while self._waiting and not self._closing:
+            request, reply = self._waiting.popleft()
+            try:
+                self._write(request, reply or await self._server.handler(request))
+                if self._writable is not None:
+                    await self._writable.wait()
+            except asyncio.CancelledError:
+                self._write(request, Reply(error_body("the server is stopping"), 503))
+        if self._task is not None:
+            self._server.tasks.discard(self._task)
+        self._task = None
+        self._rest()
+
+    def _rest(self) -> None:
+        """All requests that came are answered."""
+        if self._closing:
+            return
+        if self._eof:
+            self._transport.close()
+        if not self._begun:
+            self.deadline = self._server.now + self._server.limits.idle_s
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+
+    def _write(self, request: HttpRequest, reply: Reply) -> None:
+        if self._closing:
+            return
+        closes = self._server.stopping or not request.keep_alive
+        parts: list[Buffer] = [_STATUS[reply.status]]
+        for name, value in reply.headers:
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"content-length: %d\r\n" % len(reply.body))
+        if closes:
+            parts.append(b"connection: close\r\n")
+        elif request.http_1_0:
+            parts.append(b"connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        if request.method != "HEAD":
+            parts.append(reply.body)
+        self._transport.write(b"".join(parts))
+        if closes:
+            self._closing = True
+            self._part()
+
+    def _part(self) -> None:
+        """Close, but where the client may still be sending: a reset could overtake its answer."""
+        if self._lingering and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    # -- ends --------------------------------------------------------------------------------------------------------
+
+    def close_if_idle(self) -> None:
+        """The server stops: a connection without a request ends now, another with its answer."""
+        if self._task is None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()
+
+    def expire(self) -> None:
+        """The client took too long."""
+        self.deadline = inf
+        if self._lingering or self._writable is not None:
+            self._transport.abort()
+        elif not self._begun:
+            self._transport.close()
+        else:
+            self._refuse(408, "the request did not arrive in time")
+
+    def _too_large(self) -> Reply:
+        return Reply(error_body(f"the body is over the limit of {self._server.limits.body_bytes} bytes"), 413)
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._linger(Reply(error_body(message), status))
+
+    def _linger(self, last: Reply) -> None:
+        """Answer for the last time; whatever the client is still sending is read for a moment, and dropped."""
+        if self._closing or self._lingering:
+            return
+        self._body, self._left, self._lingering = None, 0, True
+        self.deadline = self._server.now + _LINGER_S
+        farewell = HttpRequest("", b"", {}, b"", keep_alive=False)
+        if self._task is None:
+            self._write(farewell, last)
+        else:
+            self._waiting.append((farewell, last))
+
+
+def uncleared(size: int, headers: Headers) -> memoryview:
+    """Memory that nobody has cleared: it is about to be overwritten."""
+    return np.empty(size, np.uint8).data
+
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """A socket bound to ``host`` and ``port`` (0: any free one), not yet listening.
+
+    ``reuse_port`` lets several processes listen on one port; the kernel spreads the connections over them.
+
+    Raises:
+        LaunchError: the address is in use, not of this machine, or not permitted; names it.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise LaunchError(f"cannot bind {host}:{port}: {error.strerror}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise LaunchError(f"cannot bind {host}:{port}: {error.strerror}") from None
+    return sock
