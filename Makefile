@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench peers wrk proto reference clean
+.PHONY: setup demo test check format bench peers wrk proto perf_analyzer foreign_clients reference clean
 
 setup: $(READY)
 
@@ -42,6 +42,13 @@ bench: $(READY) wrk
 # Triton, MLServer, LitServe, BentoML and Ray Serve beside Understudy; their packages go into .venv-peers.
 peers: $(READY) wrk
 	$(BIN)/python -m benchmarks.peers
+
+# NVIDIA's load generator, and clients whose packages do not fit beside ours; into .venv-peers, for the tests that use them.
+perf_analyzer: $(READY)
+	$(BIN)/python -m benchmarks.perf_analyzer
+
+foreign_clients: $(READY)
+	$(BIN)/python -m tests.contract.foreign
 
 wrk:
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes wrk; } || \

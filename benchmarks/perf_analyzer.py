@@ -25,8 +25,7 @@ CACHE: Final = Path(__file__).resolve().parents[1] / ".venv-peers"
 # Later wheels of tritonclient want a newer glibc than Debian 12 has.
 _WHEELS: Final = (
     "tritonclient==2.51.0 --hash=sha256:c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b48113d52",
-    "nvidia-cuda-runtime-cu12==12.9.79 "
-    "--hash=sha256:25bba2dfb01d48a9b59ca474a1ac43c6ebf7011f1b0b8cc44f54eb6ac48a96c3",
+    "nvidia-cuda-runtime-cu12==12.9.79 --hash=sha256:25bba2dfb01d48a9b59ca474a1ac43c6ebf7011f1b0b8cc44f54eb6ac48a96c3",
 )
 _PLATFORMS: Final = ("manylinux1_x86_64", "manylinux2014_x86_64")
 _PACKAGE: Final = "libb64-0d"
@@ -81,7 +80,10 @@ class Profile:
             throughput=_figure(client, r"Throughput: ([\d.]+) infer/sec"),
             mean_us=_figure(client, r"Avg latency: (\d+) usec"),
             sd_us=_figure(client, r"standard deviation (\d+) usec"),
-            **{f"p{rank}_us": _figure(client, rf"p{rank} latency: (\d+) usec") for rank in (50, 90, 95, 99)},  # type: ignore[arg-type]
+            p50_us=_figure(client, r"p50 latency: (\d+) usec"),
+            p90_us=_figure(client, r"p90 latency: (\d+) usec"),
+            p95_us=_figure(client, r"p95 latency: (\d+) usec"),
+            p99_us=_figure(client, r"p99 latency: (\d+) usec"),
             **_of_server(server),
         )
 

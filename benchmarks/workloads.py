@@ -1,4 +1,4 @@
-"""What is served and asked for: overhead alone (a tiny model), moved bytes (images), and work (a convolutional network)."""
+"""What is served and asked for: overhead alone (a tiny model), bytes moved (images), and work (a small network)."""
 
 import shutil
 from collections.abc import Callable, Mapping

@@ -208,8 +208,9 @@ class DataPlane:
     async def infer(self, request: InferRequest, requested: Sequence[RequestedOutput] = ()) -> InferResponse:
         """Check ``request`` against the signature of its version, complete it, and have it answered.
 
-        Sets ``request_id`` where empty, and ``key``; the parameter ``timeout`` may lower ``timeout_s``. The response holds the ``requested`` outputs in
-        that order (none: all that the model declares), classified where that was asked for.
+        Sets ``request_id`` where empty, and ``key``; the parameter ``timeout`` may lower ``timeout_s``. The response
+        holds the ``requested`` outputs in that order (none: all that the model declares), classified where that was
+        asked for.
 
         Raises:
             NotFoundError: an unknown model or version.

@@ -43,9 +43,9 @@ class Directory:
         self._known: dict[str, Replica] = {}
 
     def socket_address(self, replica_id: str) -> str:
-        """An ipc address for a new replica on this node; short, as a socket's path may have 107 bytes at most."""
+        """The path of a new replica's socket; short, as a socket's path may have 107 bytes at most."""
         name = blake2b(replica_id.encode(), digest_size=6).hexdigest()
-        return f"ipc://{self.folder}/{name}.sock"
+        return f"{self.folder}/{name}.sock"
 
     def announce(self, replica: Replica) -> None:
         """Make a replica known; again and again does no harm."""

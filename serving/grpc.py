@@ -1,13 +1,14 @@
 """The protocol over gRPC: handlers that parse, delegate to the data plane and encode; and their server.
 
-The two hot methods take and give bytes, which ``serving.protocol.protobuf`` reads and writes; the others go by messages.
+The two hot methods take and give bytes, which ``serving.protocol.protobuf`` reads and writes; the others go by
+messages.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import grpc
 import grpc.aio
@@ -41,8 +42,7 @@ _INTERNAL: Final = "internal error"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
+class _Call(NamedTuple):
     """What a call's metadata and deadline say of its requests; ``timeout_s`` is what is left of the deadline."""
 
     key: str
@@ -57,7 +57,7 @@ class _Call:
                 key = value
             elif name == ARM:
                 arm = value
-        return cls(key=key, arm=arm, timeout_s=context.time_remaining())
+        return cls(key, arm, context.time_remaining())
 
     def apply(self, request: InferRequest) -> None:
         request.key, request.arm, request.timeout_s = self.key, self.arm, self.timeout_s
@@ -123,7 +123,7 @@ def _inference(plane: DataPlane) -> Any:
 
 
 def _metadata_methods(plane: DataPlane) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
-    """What answers a method that says something of the server or a model: its request to its response as plain values."""
+    """Methods about the server or a model: from the request to the response's plain values."""
     return {
         "ServerLive": lambda _: {"live": plane.live()},
         "ServerReady": lambda _: {"ready": plane.ready()},
@@ -187,7 +187,7 @@ class _Infer:
             log_event(logger, _INTERNAL, logging.ERROR, exc_info=True, request_id=request_id)
             refusal = UnderstudyError(_INTERNAL)
         context.set_trailing_metadata(((REQUEST_ID, header_safe(request_id)),))
-        await _refuse(context, refusal)
+        return await _refuse(context, refusal)
 
     async def stream(self, bodies: AsyncIterator[bytes], context: Any) -> None:
         """Requests of one stream run side by side; their answers leave in the order of the requests."""
@@ -245,7 +245,7 @@ def _unary(asked: str, answered: str, answer: Callable[[Any], Mapping[str, Any]]
         except Exception:  # noqa: BLE001 - the transport's edge
             log_event(logger, _INTERNAL, logging.ERROR, exc_info=True, method=asked)
             refusal = UnderstudyError(_INTERNAL)
-        await _refuse(context, refusal)
+        return await _refuse(context, refusal)
 
     return grpc.unary_unary_rpc_method_handler(handle, response_serializer=response_type.SerializeToString)
 
@@ -259,7 +259,7 @@ def _parsed(message_type: Any, body: bytes) -> Any:
 
 async def _refuse(context: Any, error: UnderstudyError) -> NoReturn:
     await context.abort(grpc_status(error), error_details(str(error)))
-    raise AssertionError("abort returned")
+    raise error  # not reached: ``abort`` raises
 
 
 def _health(plane: DataPlane) -> Any:

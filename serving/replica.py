@@ -1,4 +1,4 @@
-"""A model replica's worker: one thread that owns the ZeroMQ socket and runs the backend.
+"""A model replica's worker: one thread that takes batches from routers and runs the backend.
 
 Nothing here knows Ray: ``serving.deployments`` hosts it.
 """
@@ -11,11 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
-import zmq
 
 from models.backend import Backend
 from models.errors import BackendError, MalformedOutputError, RejectedInputError
@@ -27,6 +25,7 @@ from models.tensor import Array, Buffer, Tensor, from_numpy, to_numpy
 from rollout.traffic import Priority
 from serving.arena import Window
 from serving.directory import Directory, Replica
+from serving.reception import Peer, Reception
 from serving.wire import (
     BatchHeader,
     Layout,
@@ -41,7 +40,6 @@ from serving.wire import (
 _log = logging.getLogger("understudy.replica")
 _POLL_MS: Final = 200
 _DRAIN_MS: Final = 150  # routers look every 100 ms who has withdrawn
-_LINGER_MS: Final = 500
 _WATCH_S: Final = 0.25
 HANG_EXIT_STATUS: Final = 70
 
@@ -86,7 +84,6 @@ class Worker:
         self._meter = MemoryMeter()
         self._busy_since: float | None = None
         self._ended = False
-        self._windows: dict[bytes, Window] = {}  # by router
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="replica-worker", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="replica-watchdog", daemon=True)
@@ -118,53 +115,36 @@ class Worker:
         faulthandler.cancel_dump_traceback_later()  # after the watchdog, which would arm it again
 
     def _serve(self) -> None:
-        context = zmq.Context()
-        socket = context.socket(zmq.ROUTER)
-        socket.linger = _LINGER_MS
-        socket.sndhwm = socket.rcvhwm = 0
-        socket.bind(self._announcement.address)
+        reception = Reception(self._announcement.address)
         self._directory.announce(self._announcement)
         try:
             while not self._stopping.is_set():
-                if socket.poll(_POLL_MS):
-                    self._answer(socket)
+                if (message := reception.receive(_POLL_MS)) is not None:
+                    self._answer(reception, *message)
                 elif not self._stopping.is_set():
                     self._directory.announce(self._announcement)
             self._directory.withdraw(self._announcement.id)  # it may have been announced again since ``stop``
-            while socket.poll(_DRAIN_MS):
-                self._answer(socket)
+            while (message := reception.receive(_DRAIN_MS)) is not None:
+                self._answer(reception, *message)
         finally:
             self._ended = True  # though closing the model may hang
             self._directory.withdraw(self._announcement.id)
-            socket.close()  # before all else: that is how routers learn of it
+            reception.close()  # before all else: that is how routers learn of it
             self._backend.close()
-            context.term()
-            Path(self._announcement.address.removeprefix("ipc://")).unlink(missing_ok=True)
 
-    def _answer(self, socket: "zmq.Socket[bytes]") -> None:
-        peer, head = socket.recv(), socket.recv()
-        frames: list[Buffer] = []
-        while socket.rcvmore:
-            frames.append(socket.recv(copy=False).buffer)
+    def _answer(self, reception: Reception, peer: Peer, message: Sequence[memoryview]) -> None:
+        head, *frames = message
         if (arena := decode_hello(head)) is not None:
-            socket.send_multipart([peer, encode_welcome(self._meet(peer, arena))])
+            peer.window = _open(arena)
+            reception.reply(peer, [encode_welcome(peer.window is not None)])
             return
         header = decode_batch_header(head)
         self._busy_since = time.monotonic()
         try:
-            reply = self._process(header, frames, self._windows.get(peer))
+            reply = self._process(header, frames, peer.window)
         finally:
             self._busy_since = None
-        socket.send_multipart([peer, *reply], copy=False)
-
-    def _meet(self, peer: bytes, arena: str) -> bool:
-        """Look into a router's arena, and no longer into those of routers that are gone; whether it can be read."""
-        self._windows = {peer: window for peer, window in self._windows.items() if Path(window.name).exists()}
-        try:
-            self._windows[peer] = Window(arena)
-        except OSError as error:
-            _log.info("batches come as messages, because %s cannot be read: %s", arena, error.strerror)
-        return peer in self._windows
+        reception.reply(peer, reply)
 
     def _process(self, header: BatchHeader, frames: Sequence[Buffer], window: Window | None) -> list[Buffer]:
         started = time.perf_counter_ns()
@@ -248,6 +228,15 @@ class Worker:
         """faulthandler's timer runs without the GIL: it fires when the watchdog could not re-arm it in time."""
         if self._exit is os._exit:
             faulthandler.dump_traceback_later(self._timeout_s + 1, exit=True)
+
+
+def _open(arena: str) -> Window | None:
+    """A router's arena, if it can be read from here."""
+    try:
+        return Window(arena)
+    except OSError as error:
+        _log.info("batches come as messages, because %s cannot be read: %s", arena, error.strerror)
+        return None
 
 
 def _reason(error: BaseException) -> str:

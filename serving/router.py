@@ -7,11 +7,9 @@ away cancels its own wait and nothing else.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
-
-import zmq
 
 from models.errors import UnderstudyError
 from models.spec import ModelSpec
@@ -77,7 +75,6 @@ class Router:
     ) -> None:
         self._config, self._directory, self._loop = config, directory, loop
         self._metrics, self._lane_factory, self._arena = metrics, lane_factory, arena
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._table = Table(0, 0, 0.0)
         self._lease_ends = 0.0
         self._pools: dict[tuple[str, int], Pool] = {}
@@ -154,7 +151,6 @@ class Router:
         lanes = list(self._lanes.values())
         for lane in lanes:
             lane.shed_queue()
-        self._context.destroy(linger=0)
         return lanes
 
     def renew(self) -> None:
@@ -314,7 +310,7 @@ class Router:
         except UnavailableError as unavailable:
             _fail(job, unavailable)
 
-    def _on_reply(self, link: Link, header: ReplyHeader, frames: list[Buffer]) -> None:
+    def _on_reply(self, link: Link, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
         batch: Batch | None = link.inflight.pop(header.id, None)
         pool = self._pool_of(link.replica)
         if batch is not None:
@@ -477,7 +473,6 @@ class Router:
         for replica_id, replica in announced.items():
             if replica_id not in self._links and replica.model in self._config.models:
                 link = Link(
-                    self._context,
                     self._loop,
                     replica,
                     arena=self._arena,

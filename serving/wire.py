@@ -120,7 +120,7 @@ def encode_hello(arena: str) -> bytes:
     return orjson.dumps(arena)
 
 
-def decode_hello(frame: bytes) -> str | None:
+def decode_hello(frame: Buffer) -> str | None:
     """The arena's name; None of any other message."""
     return str(orjson.loads(frame)) if frame[:1] == b'"' else None
 
@@ -130,7 +130,7 @@ def encode_welcome(shared: bool) -> bytes:
     return orjson.dumps(shared)
 
 
-def decode_welcome(frame: bytes) -> bool | None:
+def decode_welcome(frame: Buffer) -> bool | None:
     """Whether the replica can read the arena; None of any other message."""
     return None if frame[:1] == b"[" else bool(orjson.loads(frame))
 

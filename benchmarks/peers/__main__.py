@@ -81,10 +81,10 @@ def side_by_side(bench: Bench, out: Path, name: str) -> int:
 
 
 def _page(environment: dict[str, Any], plan: Plan, markdown: str) -> str:
+    alternations = f"{plan.rounds} alternation{'s' * (plan.rounds > 1)} of {plan.seconds:g} s"
     how = (
-        f"Medians of {plan.rounds} alternations of {plan.seconds:g} s each, after a warm-up of {WARM_UP_S:g} s; one "
-        "server at a time, the load on the same machine. A dash is what was not measured. \"Triton\" is its Python "
-        "backend, from nvidia-pytriton's wheel, throughout."
+        f"Medians of {alternations} each, after a warm-up of {WARM_UP_S:g} s; one server at a time, the load on the "
+        "same machine. A dash is what was not measured. Triton runs the model in its Python backend throughout."
     )
     return f"# Understudy and its peers\n\n{origin(environment)}\n\n{how}\n\n{markdown}"
 

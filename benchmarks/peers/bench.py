@@ -53,13 +53,13 @@ class Bench:
         problems = []
         for number in range(self.plan.rounds):
             for workload in (WORKLOADS[name] for name in self.plan.workloads):
-                for contender in self._turns(number):
+                for contender in self.turns(number):
                     problem = self._try(number, workload, contender) and self._try(number, workload, contender)
                     if problem:
                         problems.append(f"round {number + 1}, {workload.name}, {contender.name}: {problem}")
         return problems
 
-    def _turns(self, number: int) -> Iterator[Contender]:
+    def turns(self, number: int) -> Iterator[Contender]:
         """Each round begins with another contender."""
         first = number % len(self.contenders)
         yield from self.contenders[first:]

@@ -1,5 +1,6 @@
 """The summary as pictures, PNG and SVG: throughput of the closed loops, latency of the open one."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS: Final = ("#0b5cad", "#76b900", "#8a5cc7", "#e07b39", "#c2385a", "#6f7782")
+_UNLIKE: Final = 10
+_WHISKERS: Final[dict[str, Any]] = {"linewidth": 0.8, "capsize": 1.5}
 _WIDTH: Final = 0.8  # of the place that the bars of one load share
-_STYLE: Final[Mapping[str, Any]] = {
+_STYLE: Final[Any] = {
     "svg.hashsalt": "understudy",  # the same figures make the same file
     "font.size": 9,
     "axes.spines.top": False,
@@ -48,7 +51,7 @@ def plot(rows: Sequence[Row], titles: Mapping[str, str], folder: Path, name: str
     for suffix, loop, transport, draw, title in kinds:
         chosen = [row for row in rows if (row.load.loop, row.load.transport) == (loop, transport)]
         if chosen:
-            with mpl.rc_context(dict(_STYLE)):
+            with mpl.rc_context(_STYLE):
                 figure = _figure(chosen, titles, draw, title)
                 written += _save(figure, folder / f"{name}_{suffix}")
     return written
@@ -74,18 +77,32 @@ def _figure(rows: Sequence[Row], titles: Mapping[str, str], draw: _Draw, title: 
 
 
 def _bars(axes: "Axes", rows: Sequence[Row], titles: Mapping[str, str]) -> None:
-    """Requests per second by clients."""
+    """Requests per second by clients; whiskers are the range over the alternations."""
     amounts = sorted({row.load.amount for row in rows})
     width = _WIDTH / len(titles)
     for at, (name, title) in enumerate(titles.items()):
-        found = {row.load.amount: row.figures["requests_per_s"] for row in rows if row.server == name}
+        found = {row.load.amount: row for row in rows if row.server == name}
         places = [index - _WIDTH / 2 + (at + 0.5) * width for index, each in enumerate(amounts) if each in found]
-        heights = [found[each] for each in amounts if each in found]
-        axes.bar(places, heights, width, label=title, color=_COLOURS[at % len(_COLOURS)])
-    axes.set_yscale("log")
+        shown = [found[each] for each in amounts if each in found]
+        heights = [row.figures["requests_per_s"] for row in shown]
+        below = [height - min(row.requests_per_s) for height, row in zip(heights, shown, strict=True)]
+        above = [max(row.requests_per_s) - height for height, row in zip(heights, shown, strict=True)]
+        colour = _COLOURS[at % len(_COLOURS)]
+        axes.bar(places, heights, width, yerr=(below, above), label=title, color=colour, error_kw=_WHISKERS)
+    logarithmic = _scale(axes, [row.figures["requests_per_s"] for row in rows])
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_xticks(range(len(amounts)), [str(amount) for amount in amounts])
     axes.set_xlabel("clients")
-    axes.set_ylabel("requests/s (log)")
+    axes.set_ylabel("requests/s (log)" if logarithmic else "requests/s")
+
+
+def _scale(axes: "Axes", heights: Sequence[float]) -> bool:
+    """A logarithmic scale, from a power of ten, where bars are too unlike for a linear one."""
+    if max(heights) < _UNLIKE * min(heights):
+        return False
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=10 ** math.floor(math.log10(min(heights))))
+    return True
 
 
 def _lines(axes: "Axes", rows: Sequence[Row], titles: Mapping[str, str]) -> None:
@@ -98,6 +115,8 @@ def _lines(axes: "Axes", rows: Sequence[Row], titles: Mapping[str, str]) -> None
         axes.plot(offered, [row.figures["p99_ms"] for row in found], "o-", label=title, color=colour, linewidth=thick)
         axes.plot(offered, [row.figures["p50_ms"] for row in found], ":", color=colour, linewidth=thick)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(sorted({row.load.amount for row in rows}))
     axes.set_xlabel("requests/s offered")
     axes.set_ylabel("latency, ms (log): p99 solid, p50 dotted")
 

@@ -166,9 +166,7 @@ class Understudy:
             BenchmarkError: it did not start, or its answers are wrong.
         """
         with understudy(folder / "service", [workload]) as service:
-            endpoint = Endpoint(
-                url=service.url, grpc=service.grpc, request=workload.request(), scores=binary_scores
-            )
+            endpoint = Endpoint(url=service.url, grpc=service.grpc, request=workload.request(), scores=binary_scores)
             yield _checked(endpoint, workload, folder)
 
 
@@ -182,7 +180,7 @@ class Raw:
         """Calls, no requests."""
         return load.loop == "direct"
 
-    def settings(self, workload: Workload) -> Settings:  # noqa: ARG002 - those of a replica's session
+    def settings(self, workload: Workload) -> Settings:
         """None."""
         return {}
 

@@ -22,7 +22,13 @@ _FIGURES: Final = ("requests_per_s", "mean_ms", "sd_ms", "p50_ms", "p90_ms", "p9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One contender under one load; ``ratio`` is Understudy's requests per second by its own."""
+    """One contender under one load.
+
+    Attributes:
+        figures: medians over the alternations.
+        requests_per_s: of each alternation.
+        ratio: Understudy's requests per second by its own; ``ratios`` are those of each alternation.
+    """
 
     workload: str
     load: Load
@@ -30,6 +36,7 @@ class Row:
     runs: int
     failed: int
     figures: Mapping[str, float]
+    requests_per_s: tuple[float, ...]
     ratio: float | None
     ratios: tuple[float, ...]
 
@@ -102,6 +109,7 @@ def _row(workload: str, load: Load, server: str, by_server: Mapping[str, Mapping
         runs=len(samples),
         failed=sum(sample.failed for sample in samples.values()),
         figures=figures,
+        requests_per_s=tuple(sample.requests_per_s for sample in samples.values()),
         ratio=_medians(ours.values())["requests_per_s"] / figures["requests_per_s"] if rounds else None,
         ratios=tuple(ours[at].requests_per_s / samples[at].requests_per_s for at in rounds),
     )

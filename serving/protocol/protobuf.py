@@ -6,11 +6,10 @@ is remembered. An answer is one join of pieces that are remembered likewise and 
 reads and writes the pieces, and whatever is out of the ordinary.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -54,27 +53,24 @@ _CONTENTS: Final[Mapping[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedInfer:
+class DecodedInfer(NamedTuple):
     """A decoded body: the request, and the outputs asked for (none named: all)."""
 
     request: InferRequest
     outputs: tuple[RequestedOutput, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
+class _Input(NamedTuple):
     """What a head says of one input; ``data`` is None where its bytes are raw contents."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    count: int
+    elements: int
     data: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(NamedTuple):
     """The meaning of a body without its id and its raw contents."""
 
     model: str
@@ -84,8 +80,7 @@ class _Head:
     parameters: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+class _Parts(NamedTuple):  # one of these for each request: a frozen dataclass costs several times as much
     head: bytes
     id: str
     raw: list[memoryview]
@@ -236,7 +231,7 @@ def _input(entry: Any, raw: bool) -> _Input:
     if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
         raise InvalidArgumentError(f"input {name!r}: 'shape' must be at most {MAX_RANK} integers of 0 or more")
     check_tensor_parameters(name, _values(entry.parameters))
-    if raw and entry.HasField("contents"):
+    if raw and entry.contents.ListFields():  # MLServer's client sends contents without content beside the raw ones
         raise InvalidArgumentError(f"input {name!r}: has 'contents' beside the request's 'raw_input_contents'")
     count = prod(shape)
     return _Input(name, datatype, shape, count, None if raw else _typed(name, datatype, count, entry.contents))
@@ -282,7 +277,7 @@ def _tensors(inputs: tuple[_Input, ...], raw: list[memoryview]) -> dict[str, Ten
         raise InvalidArgumentError(f"'raw_input_contents' has {len(raw)} entries for {len(inputs)} inputs")
     tensors: dict[str, Tensor] = {}
     for each, data in zip(inputs, raw, strict=True):
-        check_wire(each.name, each.datatype, each.shape, each.count, data)
+        check_wire(each.name, each.datatype, each.shape, each.elements, data)
         tensors[each.name] = Tensor(each.name, each.datatype, each.shape, data)
     return tensors
 

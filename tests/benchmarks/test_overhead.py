@@ -6,14 +6,16 @@ from benchmarks.load import Sample
 from benchmarks.overhead import MIRRORED, PLAIN, Measured, MeasuredRaw, Plan, measure, render, summarise
 from benchmarks.raw import RawSample
 
+LATENCIES = {"mean_ms": 2.0, "sd_ms": 0.5, "p50_ms": 2.0, "p90_ms": 2.5, "p99_ms": 3.0}
+
 
 def measured(round_: int, mode: str, requests_per_s: float, share: float | None = None) -> Measured:
-    sample = Sample(connections=8, requests=100, failed=0, requests_per_s=requests_per_s, p50_ms=2.0, p99_ms=3.0)
+    sample = Sample(connections=8, requests=100, failed=0, requests_per_s=requests_per_s, **LATENCIES)
     return Measured(round=round_, workload="digits", mode=mode, sample=sample, mirrored_share=share)
 
 
 def bare(round_: int, batch: int) -> MeasuredRaw:
-    sample = RawSample(batch=batch, calls=10, rows_per_s=1000.0 * batch, p50_ms=1.0, p99_ms=1.5)
+    sample = RawSample(batch=batch, calls=10, rows_per_s=1000.0 * batch, **{**LATENCIES, "p50_ms": 1.0})
     return MeasuredRaw(round=round_, workload="digits", sample=sample)
 
 

@@ -3,7 +3,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from onnxruntime import InferenceSession
 
+from benchmarks.mobilenet import CLASSES, mobilenet
 from benchmarks.raw import RawModel
 from benchmarks.workloads import BASELINE, CANDIDATE, WORKLOADS, Workload
 from models.repository import Repository
@@ -27,6 +29,16 @@ def test_a_request_s_header_length_ends_its_json() -> None:
     length = int(request.headers["Inference-Header-Content-Length"])
     assert orjson.loads(request.body[:length])["inputs"][0]["shape"] == [1, 1, 8, 8]
     assert np.array_equal(np.frombuffer(request.body[length:], np.float32), WORKLOADS["digits"].example.ravel())
+
+
+def test_the_network_is_the_same_each_time_and_its_scores_differ() -> None:
+    graph = mobilenet(0.25)
+    assert graph == mobilenet(0.25)
+    session = InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {"image": WORKLOADS["cnn"].example})
+    assert scores.shape == (1, CLASSES)
+    assert scores.sum() == pytest.approx(1, abs=1e-3)
+    assert scores.std() > 1e-5
 
 
 def test_the_bare_model_is_timed_call_by_call(tmp_path: Path) -> None:

@@ -135,22 +135,22 @@ class Client:
     def read(self, result: Any) -> Answer:
         raise NotImplementedError
 
-    def metadata(self, model: str, version: str = "") -> Mapping[str, Any]:
+    def metadata(self, model: str, version: str = "") -> Any:
         """The model's metadata, with integers as such."""
         return self._plain(self.stock.get_model_metadata(model, version, **self._as_json))
 
-    def config(self, model: str) -> Mapping[str, Any]:
+    def config(self, model: str) -> Any:
         config = self._plain(self.stock.get_model_config(model, **self._as_json))
         return config if self.http else config["config"]
 
-    def server_metadata(self) -> Mapping[str, Any]:
+    def server_metadata(self) -> Any:
         return self._plain(self.stock.get_server_metadata(**self._as_json))
 
-    def index(self) -> Sequence[Mapping[str, Any]]:
+    def index(self) -> Any:
         index = self.stock.get_model_repository_index(**self._as_json)
         return index if self.http else index["models"]
 
-    def statistics(self, model: str = "", version: str = "") -> Sequence[Mapping[str, Any]]:
+    def statistics(self, model: str = "", version: str = "") -> Any:
         return self._plain(self.stock.get_inference_statistics(model, version, **self._as_json))["model_stats"]
 
     @property
@@ -302,7 +302,8 @@ STOCK: Final[Mapping[str, Callable[[Endpoint], Client]]] = {
     "grpc": lambda endpoint: GrpcClient(_grpc(endpoint), _plainly),
     "grpc.aio": lambda endpoint: GrpcClient(_grpc_aio(endpoint), _plainly),
 }
-WAYS: Final[Mapping[str, Callable[[Endpoint], Client]]] = STOCK | {
+WAYS: Final[Mapping[str, Callable[[Endpoint], Client]]] = {
+    **STOCK,
     "http.async_infer": lambda endpoint: HttpClient(_http(endpoint), _by_handle),
     "grpc.async_infer": lambda endpoint: GrpcClient(_grpc(endpoint), _by_callback),
     "grpc.stream": lambda endpoint: GrpcClient(_grpc(endpoint), _by_stream, status_in_errors=False),

@@ -385,7 +385,7 @@ def test_a_client_that_hurries_gets_its_deadline_over_grpc(endpoint: Endpoint) -
 
 
 def answered(answer: Answer) -> bool:
-    return answer.outputs["OUT"].tolist() == FOUR.tolist()
+    return np.array_equal(answer.outputs["OUT"], FOUR)
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

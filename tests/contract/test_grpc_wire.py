@@ -1,4 +1,4 @@
-"""PROTOCOL.md's gRPC cases below the clients: messages as they are on the wire, metadata, streams and calls that end."""
+"""PROTOCOL.md's gRPC cases below the clients: messages on the wire, metadata, streams and calls that end early."""
 
 import struct
 import threading
@@ -17,7 +17,7 @@ Request = message("inference.ModelInferRequest")
 Response = message("inference.ModelInferResponse")
 StreamResponse = message("inference.ModelStreamInferResponse")
 PAIR = struct.pack("<2f", 1.5, 2.5)
-SLOW = {"model": "slow", "shape": [1, 4], "raw": [struct.pack("<4f", 1, 2, 3, 4)]}
+SLOW: dict[str, Any] = {"model": "slow", "shape": [1, 4], "raw": [struct.pack("<4f", 1, 2, 3, 4)]}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,12 @@ def call(channel: grpc.Channel, method: str, body: bytes, *, service: str = INFE
 
 
 def request(
-    *, model: str = "id_fp32", datatype: str = "FP32", shape: Iterable[int] = (2,), raw: Iterable[bytes] = (), **fields: Any
+    *,
+    model: str = "id_fp32",
+    datatype: str = "FP32",
+    shape: Iterable[int] = (2,),
+    raw: Iterable[bytes] = (),
+    **fields: Any,
 ) -> Message:
     tensor = Request.InferInputTensor(name="IN", datatype=datatype, shape=shape)
     return Request(model_name=model, inputs=[tensor], raw_input_contents=raw, **fields)
@@ -150,7 +155,9 @@ def test_a_bool_byte_other_than_0_and_1_is_refused(channel: grpc.Channel) -> Non
     assert_refused(channel, request(model="id_bool", datatype="BOOL", raw=[b"\x02\x00"]), BAD, "BOOL")
 
 
-@pytest.mark.parametrize("tail", [b"\x01\x00\x00\x00a", b"\x05\x00\x00\x00a\x00\x00\x00\x00", b"\x00" * 12, b"\x00" * 6])
+@pytest.mark.parametrize(
+    "tail", [b"\x01\x00\x00\x00a", b"\x05\x00\x00\x00a\x00\x00\x00\x00", b"\x00" * 12, b"\x00" * 6]
+)
 def test_bytes_whose_lengths_do_not_add_up_are_refused(channel: grpc.Channel, tail: bytes) -> None:
     assert_refused(channel, request(model="id_bytes", datatype="BYTES", raw=[tail]), BAD, "BYTES")
 
@@ -314,7 +321,7 @@ def test_a_stream_without_a_request_ends_well(channel: grpc.Channel) -> None:
     assert streamed(channel, []) == []
 
 
-# -- calls that end early ------------------------------------------------------------------------------------------------
+# -- calls that end early ----------------------------------------------------------------------------------------------
 
 
 def test_calls_that_are_cancelled_disturb_nobody(channel: grpc.Channel) -> None:
@@ -343,7 +350,7 @@ def test_a_deadline_ends_a_call_and_nothing_else(channel: grpc.Channel) -> None:
     assert list(infer(channel, request(raw=[PAIR])).raw_output_contents) == [PAIR]
 
 
-# -- health --------------------------------------------------------------------------------------------------------------
+# -- health ------------------------------------------------------------------------------------------------------------
 
 
 def health(body: bytes) -> str:

@@ -1,11 +1,12 @@
 """What tritonclient can ask for over HTTP alone: tensors as JSON, and HTTP's own compression."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.contract.clients import STOCK, Asked, Client, Given, HttpClient
+from tests.contract.clients import STOCK, Array, Asked, Client, Given, HttpClient
 from tests.contract.local_engine import Endpoint
 from tests.contract.test_clients import ROUND_TRIPS, checked, given
 
@@ -18,7 +19,7 @@ def client(request: pytest.FixtureRequest, endpoint: Endpoint) -> Iterator[Clien
     yield from checked(STOCK[request.param](endpoint))
 
 
-def as_json(array: np.ndarray, datatype: str | None = None) -> list[Given]:  # type: ignore[type-arg]
+def as_json(array: Array, datatype: str | None = None) -> list[Given]:
     return [Given(name="IN", array=array, datatype=datatype, binary=False)]
 
 
@@ -85,5 +86,8 @@ def test_classification_has_a_json_form(client: Client) -> None:
 def test_compressed_requests_and_responses(client: Client, algorithm: str, elements: int) -> None:
     assert isinstance(client, HttpClient)
     array = np.arange(elements, dtype=np.float32)
-    compression = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+    compression: dict[str, Any] = {
+        "request_compression_algorithm": algorithm,
+        "response_compression_algorithm": algorithm,
+    }
     np.testing.assert_array_equal(client.infer("id_fp32", given(array), **compression).outputs["OUT"], array)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from models.backend import Backend
 from models.errors import BackendError
@@ -21,6 +21,7 @@ from models.spec import ModelSpec, TensorSpec
 from models.tensor import Array, from_numpy
 from rollout.traffic import Priority
 from serving.directory import Directory
+from serving.frames import Inbox, pack
 from serving.replica import HANG_EXIT_STATUS, Worker
 from serving.reply import Result, results_of
 from serving.wire import ReplyHeader, decode_reply_header, encode_batch
@@ -34,8 +35,9 @@ class Client:
 
     def __init__(self, folder: Path) -> None:
         self.directory = Directory(folder)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        self._inbox = Inbox()
         self._connected = False
 
     def send(self, requests: Sequence[Mapping[str, Array]], *, datatype: str = "FP32", measure: bool = False) -> None:
@@ -50,7 +52,8 @@ class Client:
             self._connected = True
         tensors = [{name: from_numpy(name, datatype, array) for name, array in each.items()} for each in requests]
         rows = [len(each["x"]) for each in requests]
-        self._socket.send_multipart(encode_batch(1, rows, tensors, batched=True, measure=measure))
+        for part in pack(encode_batch(1, rows, tensors, batched=True, measure=measure)):
+            self._socket.sendall(part)
 
     def ask(self, requests: Sequence[Mapping[str, Array]], **options: Any) -> tuple[ReplyHeader, list[Result]]:
         """The reply to a batch."""
@@ -59,13 +62,14 @@ class Client:
 
     def receive(self, requests: Sequence[Mapping[str, Array]]) -> tuple[ReplyHeader, list[Result]]:
         """The next reply, to a batch with requests like these."""
-        assert self._socket.poll(10_000), "no reply"
-        head, *frames = self._socket.recv_multipart()
+        while not (messages := self._inbox.received(self._socket.recv_into(self._inbox.space()))):
+            pass
+        ((head, *frames),) = messages
         header = decode_reply_header(head)
         return header, results_of(header, frames, [len(each["x"]) for each in requests], batched=True)
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self._socket.close()
 
 
 @pytest.fixture
@@ -286,27 +290,6 @@ thread.start(); thread.join()
 print(said == "SCHED_IDLE" and seen[0][0] == os.SCHED_IDLE or said == "nice 19" and seen[0][1] == 19)
 """
     assert run_script(script) == "True\n"
-
-
-def test_zeromq_starts_as_an_ordinary_user_in_a_thread_of_lowest_priority() -> None:
-    # The C library remembers a thread's scheduling once it was asked for it, as Ray's threads ask.
-    script = """
-import ctypes, os, threading, zmq
-from serving.process import lower_priority
-if os.geteuid() == 0:
-    os.setgid(65534); os.setuid(65534)
-libc = ctypes.CDLL(None)
-libc.pthread_self.restype = ctypes.c_ulong
-known = ctypes.c_int()
-libc.pthread_getschedparam(ctypes.c_ulong(libc.pthread_self()), ctypes.byref(known), ctypes.byref(known))
-lower_priority()
-def talk():
-    with zmq.Context() as context, context.socket(zmq.PAIR) as left, context.socket(zmq.PAIR) as right:
-        left.bind("inproc://x"); right.connect("inproc://x"); left.send(b"alive"); print(right.recv().decode())
-thread = threading.Thread(target=talk)
-thread.start(); thread.join()
-"""
-    assert run_script(script) == "alive\n"
 
 
 async def test_a_version_and_its_process_are_in_the_announcement(client: Client) -> None:

@@ -50,7 +50,7 @@ def test_a_replica_gets_the_requests_rows_in_order_joined_or_not(batch: Requests
     with patch.object(wire, "JOIN_BELOW_BYTES", join_below):
         head, *frames = encode_batch(7, batch.rows, batch.inputs, batched=batch.batched, measure=True)
     header = decode_batch_header(head)
-    arrays = _stack(header, frames, batched=batch.batched)
+    arrays = _stack(header, frames, None, batched=batch.batched)
     assert (header.id, header.rows, header.measure) == (7, batch.rows, True)
     assert list(arrays) == list(batch.inputs[0])
     for name, array in arrays.items():

@@ -27,7 +27,7 @@ class OnnxService:
         self._session = ort.InferenceSession(_OPTIONS["model"], options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0]
 
-    @bentoml.api(  # type: ignore[misc,unused-ignore]
+    @bentoml.api(  # type: ignore[misc,untyped-decorator,unused-ignore]
         batchable=True, max_batch_size=_OPTIONS["max_batch_size"], max_latency_ms=_OPTIONS["max_latency_ms"]
     )
     def predict(self, images: list[str]) -> list[list[float]]:

@@ -1,7 +1,7 @@
 """Ray Serve 2.60 as its documentation composes models: proxy → router deployment → model deployment, two hops.
 
-Its documentation asks for ``@serve.batch`` with a short wait, for ``max_ongoing_requests`` above the batch size, and for
-the access log to be off. Bodies and answers are bare FP32 bytes, which the ingress hands on without parsing.
+Its documentation asks for ``@serve.batch`` with a short wait, for ``max_ongoing_requests`` above the batch size, and
+for the access log to be off. Bodies and answers are bare FP32 bytes, which the ingress hands on without parsing.
 """
 
 from typing import Final
@@ -13,9 +13,7 @@ from benchmarks.workloads import Workload
 
 
 def _request(workload: Workload) -> Request:
-    return Request(
-        path="/", headers={"Content-Type": "application/octet-stream"}, body=workload.example.tobytes()
-    )
+    return Request(path="/", headers={"Content-Type": "application/octet-stream"}, body=workload.example.tobytes())
 
 
 RAYSERVE: Final = Peer(

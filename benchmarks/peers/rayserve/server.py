@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import signal
 import threading
 from typing import Any
@@ -54,12 +55,12 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=options.port), logging_config=quiet)
     serve.run(_application(options), logging_config=quiet)
     stopped.wait()
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call,unused-ignore]
     ray.shutdown()
 
 

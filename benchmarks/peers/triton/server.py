@@ -1,8 +1,8 @@
 """Triton with an ONNX model in its Python backend; runs in an environment of its own and imports nothing of ours.
 
 Writes a model repository and becomes the server that nvidia-pytriton's wheel carries. Its Python stub embeds the
-interpreter whose shared library it finds, with paths that follow from PYTHONHOME alone: PYTHONPATH does not reach it, but
-the current folder is first on its path, and so this is where the packages are.
+interpreter whose shared library it finds, with paths that follow from PYTHONHOME alone: PYTHONPATH does not reach it.
+But the current folder is first on its path, and so that is where the packages are.
 """
 
 import argparse

@@ -2,9 +2,9 @@ import subprocess
 import sys
 
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2
 
-from serving.protocol.proto import DESCRIPTORS, HEALTH, INFERENCE, POOL, message
+from serving.protocol.proto import DESCRIPTORS, HEALTH, INFERENCE, POOL
 from serving.protocol.proto.compile import compiled
 
 
@@ -59,13 +59,6 @@ def test_a_model_s_code_may_import_tritonclient_before_or_after(order: tuple[str
         "print(tritonclient.grpc.service_pb2.ModelInferRequest.FromString(ours).id)"
     )
     assert run(code) == "7"
-
-
-def test_whoever_registers_the_same_symbols_in_the_default_pool_is_left_alone() -> None:
-    pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
-        pool.AddSerializedFile(file.SerializeToString())
-    assert pool.FindMessageTypeByName("inference.ModelInferRequest") is not message("inference.ModelInferRequest").DESCRIPTOR
 
 
 def run(code: str) -> str:
