@@ -29,6 +29,7 @@ _WHEELS: Final = (
 )
 _PLATFORMS: Final = ("manylinux1_x86_64", "manylinux2014_x86_64")
 _PACKAGE: Final = "libb64-0d"
+VERSION: Final = "2.51.0"  # of Triton, whose clients it came with
 _PROGRAM: Final = "tritonclient-2.51.0.data/data/bin/perf_analyzer"
 _LIBRARIES: Final = ("nvidia/cuda_runtime/lib", "usr/lib/x86_64-linux-gnu")
 _GRACE_S: Final = 60.0

@@ -2,10 +2,12 @@
 
 A batch leaves as soon as a replica is idle, so a lone request never waits. A busy replica is given one more batch ahead
 of time when that batch is full or its oldest request has waited ``max_wait_ms``, so that it does not idle between two.
+Of several replicas the one with the least to do gets it.
 """
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request on its way. Times are the event loop's seconds."""
+    """One request on its way. Times are seconds of ``time.monotonic``."""
 
     request: InferRequest
     version: int
@@ -102,6 +104,7 @@ class Pool:
         self.links: list[Link] = []
         self.queued_items = 0
         self._adopted_items = 0  # of these, what another version failed
+        self._queued_bytes = 0  # of all others
         self._queue: deque[Job] = deque()
         self._retries: deque[Batch] = deque()
         self._loop, self._measure = loop, measure
@@ -134,6 +137,13 @@ class Pool:
         """Whether clients' requests wait here."""
         return bool(self._queue or self._retries)
 
+    @property
+    def demand(self) -> int:
+        """Clients' items that wait or run; what is mirrored is nobody's demand."""
+        waiting = self.queued_items + sum(batch.rows for batch in self._retries)
+        inflight: Iterator[Batch] = (batch for link in self.links for batch in link.inflight.values())
+        return waiting + sum(batch.rows for batch in inflight if batch.origin is None)
+
     def submit(self, job: Job) -> None:
         """Queue a request. What the candidate failed was admitted before: it takes nobody's room, and is not refused.
 
@@ -142,11 +152,19 @@ class Pool:
         """
         if job.failed:
             self._adopted_items += job.rows
-        elif self.queued_items - self._adopted_items + job.rows > self.batching.max_queue:
-            raise UnavailableError(f"model {self.spec.name}: queue full ({self.batching.max_queue} items)")
+        else:
+            self._admit(job)
         self._queue.append(job)
         self.queued_items += job.rows
         self._schedule()
+
+    def _admit(self, job: Job) -> None:
+        most, most_bytes = self.batching.max_queue, self.batching.max_queue_bytes
+        if self.queued_items - self._adopted_items + job.rows > most:
+            raise UnavailableError(f"model {self.spec.name}: queue full ({most} items)")
+        if self._queued_bytes and self._queued_bytes + job.nbytes > most_bytes:
+            raise UnavailableError(f"model {self.spec.name}: queue full ({most_bytes} bytes)")
+        self._queued_bytes += job.nbytes
 
     def retry(self, batch: Batch) -> None:
         """Queue a batch again, ahead of all others and as it is."""
@@ -185,12 +203,13 @@ class Pool:
         return itertools.chain(*(batch.jobs for batch in self._retries), self._queue)
 
     def idle_link(self) -> Link | None:
-        """A usable replica with nothing to do."""
-        return next((link for link in self.active if link.usable and not link.inflight), None)
+        """A usable replica with nothing to do: of several, the one that has been without work for longest."""
+        idle = [link for link in self.active if link.usable and not link.inflight]
+        return min(idle, key=_given) if len(idle) > 1 else next(iter(idle), None)
 
     def send(self, link: Link, batch: Batch) -> None:
         """Send a batch to one replica."""
-        batch.sent = self._loop.time()
+        batch.sent = link.given = time.monotonic()
         if batch.origin is None:
             for job in batch.jobs:
                 job.batch_id = batch.id
@@ -228,10 +247,10 @@ class Pool:
         busy = [link for link in self.active if link.usable and len(link.inflight) == 1]
         if not busy:
             return None
-        waited = self._loop.time() - self._queue[0].arrived
+        waited = time.monotonic() - self._queue[0].arrived
         wait_s = self.batching.max_wait_ms / 1000
         if self.queued_items >= self.max_rows or waited >= wait_s:
-            return min(busy, key=lambda link: next(iter(link.inflight.values())).sent)
+            return min(busy, key=_outstanding)
         if not self._timed:
             self._timed = True
             self._loop.call_later(wait_s - waited, self._pump_timed)
@@ -271,7 +290,19 @@ class Pool:
         self.queued_items -= job.rows
         if job.failed:
             self._adopted_items -= job.rows
+        else:
+            self._queued_bytes -= job.nbytes
 
     def _recount(self) -> None:
         self.queued_items = sum(job.rows for job in self._queue)
         self._adopted_items = sum(job.rows for job in self._queue if job.failed)
+        self._queued_bytes = sum(job.nbytes for job in self._queue if not job.failed)
+
+
+def _given(link: Link) -> float:
+    return link.given
+
+
+def _outstanding(link: Link) -> tuple[int, float]:
+    """What a replica has still to do: its rows, and of equals, how long it has been at it."""
+    return sum(batch.rows for batch in link.inflight.values()), link.given

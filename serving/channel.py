@@ -42,6 +42,8 @@ class Link:
         self.abandoned: set[int] = set()  # sent, given up, and still not answered: the replica may hang
         self.closed = False
         self.leaving = False  # it withdrew: it finishes what it has
+        self.given = 0.0  # when it was last sent a batch
+        self.replied = 0.0  # when its last reply came: it cannot have begun the next batch before
         self.shares = False  # whether the replica has said that it can read the arena
         self._loop, self._arena, self._on_reply, self._on_down = loop, arena, on_reply, on_down
         self._inbox = Inbox()

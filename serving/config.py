@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
@@ -23,6 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 KIBIBYTE = 1 << 10
 MEBIBYTE = 1 << 20
+MAX_ROUTERS = 64
 
 
 class _Section(BaseModel):
@@ -47,6 +48,8 @@ class Limits(_Section):
 class Server(_Section):
     """Where the doors are. ``deadline_s`` bounds a request that brings no ``timeout`` of its own.
 
+    ``routers`` is how many processes share the ports of HTTP, gRPC and metrics.
+
     ``shared_memory`` is what a router may hold of bodies that replicas on its machine read in place; 0 sends them.
 
     ``max_body`` bounds what is read over HTTP, ``max_grpc_message`` over gRPC; both after decompression.
@@ -58,7 +61,7 @@ class Server(_Section):
     metrics_port: Port = 8002
     admin_port: Port = 8080
     admin_token: str | None = Field(default=None, min_length=16)
-    routers: Literal[1] = 1
+    routers: int = Field(default=1, ge=1, le=MAX_ROUTERS)
     deadline_s: Positive = 5.0
     max_body: ByteSize = ByteSize(64 * MEBIBYTE)
     shared_memory: ByteSize = ByteSize(256 * MEBIBYTE)
@@ -75,17 +78,53 @@ class Server(_Section):
         return self
 
 
+class Autoscaling(_Section):
+    """Bounds of a version's replicas, and how many items of clients, waiting or running, are right for each of them.
+
+    More replicas come when more are needed for ``upscale_delay_s`` without a break; fewer, after ``downscale_delay_s``.
+    """
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(ge=1)
+    target_queue: Positive
+    upscale_delay_s: float = Field(default=5, ge=0)
+    downscale_delay_s: float = Field(default=60, ge=0)
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas of at least min_replicas, {self.min_replicas}, got {self.max_replicas}")
+        return self
+
+
 class Replicas(_Section):
-    """Ray resources of one replica; ``memory_limit`` is enforced on the process, beyond what it holds when empty."""
+    """Ray resources of one replica; ``memory_limit`` is enforced on the process, beyond what it holds when empty.
+
+    Their number is fixed, or follows ``autoscaling``.
+    """
 
     num_replicas: int = Field(default=1, ge=1)
+    autoscaling: Autoscaling | None = None
     num_cpus: float = Field(default=0.5, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     memory_limit: ByteSize = ByteSize(2048 * MEBIBYTE)
 
+    @model_validator(mode="after")
+    def _number_is_said_once(self) -> Self:
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas or autoscaling, not both")
+        return self
+
+    @property
+    def least(self) -> int:
+        """How many replicas a version has at least."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.min_replicas
+
 
 class Batching(_Section):
     """How requests gather. ``max_batch_size`` is further bounded by the model's own; ``max_queue`` counts items.
+
+    ``max_queue_bytes`` bounds their inputs, too; a queue that is empty takes one request of any size.
 
     A batch that runs longer than ``timeout_s`` means that its replica hangs: the replica is restarted.
     """
@@ -93,6 +132,7 @@ class Batching(_Section):
     max_batch_size: int = Field(default=32, ge=1)
     max_wait_ms: float = Field(default=2, ge=0)
     max_queue: int = Field(default=1024, ge=1)
+    max_queue_bytes: ByteSize = ByteSize(1024 * MEBIBYTE)
     timeout_s: Positive = 10.0
 
 

@@ -6,7 +6,8 @@ does the work behind it.
 
 import itertools
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -25,7 +26,8 @@ from serving.errors import (
 from serving.protocol.classification import classify
 from serving.protocol.messages import InferRequest, InferResponse, RequestedOutput
 from serving.protocol.validation import Signature
-from serving.statistics import Statistics
+from serving.stages import Stages
+from serving.statistics import Statistics, total
 
 SERVER_NAME: Final = "understudy"
 EXTENSIONS: Final = (
@@ -93,11 +95,19 @@ class IndexEntry:
 class DataPlane:
     """Checks and completes requests, hands them to the engine, and describes the models. Used from one thread.
 
-    ``ids`` makes the request ids, by default from a random prefix.
+    ``ids`` makes the request ids, by default from a random prefix. ``stages`` counts where requests' time goes.
+    ``others`` gives the entries of statistics that other routers behind the same ports counted, of any version.
     """
 
-    def __init__(self, engine: Engine, *, ids: Iterator[str] | None = None) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        ids: Iterator[str] | None = None,
+        stages: Stages | None = None,
+        others: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
+    ) -> None:
+        self._engine, self._stages, self._others = engine, stages, others
         self._ids = request_ids(secrets.token_hex(8)) if ids is None else ids
         self._version = _own_version()
         self._signatures: dict[tuple[str, int], Signature] = {}
@@ -183,7 +193,16 @@ class DataPlane:
             asked = [(model, version)]
         else:
             raise _unknown_version(model, version, models[model])
-        return [self._engine.statistics.of(name, number) for name, number in asked]
+        others = list(self._others())
+        return [
+            total(
+                [
+                    self._engine.statistics.of(name, number),
+                    *[each for each in others if (each["name"], each["version"]) == (name, str(number))],
+                ]
+            )
+            for name, number in asked
+        ]
 
     def load(self, model: str) -> None:
         """Say that a model is served; it loads nothing, for rollouts alone do.
@@ -222,6 +241,8 @@ class DataPlane:
         signature = self._signature(request.model, request.version)
         signature.check(request, requested)
         response = await self._engine.infer(request)
+        if request.timing is not None:
+            request.timing.resumed = time.monotonic()
         if not requested:
             return response
         outputs = {output.name: self._pick(response, output, signature.spec) for output in requested}
@@ -236,6 +257,11 @@ class DataPlane:
         tensor = self._signature(request.model, request.version).raw_input(body)
         request.inputs = {tensor.name: tensor}
         return await self.infer(request)
+
+    def answered(self, request: InferRequest, response: InferResponse) -> None:
+        """Take note that the transport has encoded an answer."""
+        if self._stages is not None and request.timing is not None:
+            self._stages.observe(response.model, response.version, request.timing, time.monotonic())
 
     def _pick(self, response: InferResponse, output: RequestedOutput, checked: ModelSpec) -> Tensor:
         """One requested output; ``checked`` stands in for the spec of a version that has gone since it answered."""

@@ -4,6 +4,7 @@ Nothing here knows Ray: ``serving.deployments`` hosts it and carries its exchang
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sys
@@ -19,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from rollout.traffic import Route
 from serving.arena import Arena
+from serving.board import POST_EVERY_S, Board, Notice, demand_key, families_of
 from serving.config import Config, Model, Server
 from serving.control import table_from
 from serving.dataplane import DataPlane
@@ -29,7 +31,8 @@ from serving.http import HttpApp
 from serving.http_server import HttpServer, Limits, bind
 from serving.mirror import MirrorLane
 from serving.router import Router
-from serving.telemetry import Metrics, MetricsServer
+from serving.stages import Stages
+from serving.telemetry import AllRouters, Metrics, MetricsServer
 from shadow.accounting import Accounting
 from shadow.recorder import Recorder
 from shadow.sampler import Sampler
@@ -38,19 +41,32 @@ _log = logging.getLogger("understudy.router")
 _START_S: Final = 20.0
 _GRACE_S: Final = 1.0
 _STUCK_S: Final = 10.0
+_MEASURE_S: Final = 0.1
+_SHARE: Final = 0.1  # of the latest measurement in the average: it forgets half in 0.7 s
 # The recorder computes beside the event loop; a short interval keeps it from holding the interpreter for long.
 _SWITCH_INTERVAL_S: Final = 0.001
 
 
 class DataServer:
-    """Serves the endpoint until ``stop``; ``start`` returns when the ports are open."""
+    """Serves the endpoint until ``stop``.
 
-    def __init__(self, config: Config, directory: Directory) -> None:
-        self._config, self._directory = config, directory
+    A router that is alone has opened its ports when ``start`` returns, and refuses what it cannot answer yet. One of
+    several opens them when it has its first table: until then the kernel gives all connections to the others. What
+    it counts it shares with them, and with the autoscaler, on ``board``.
+    """
+
+    def __init__(self, config: Config, directory: Directory, board: Board) -> None:
+        self._config, self._directory, self._board = config, directory, board
+        self._several = config.server.routers > 1
+        self._posts = self._several or any(model.replicas.autoscaling for model in config.models.values())
+        self._posting = threading.Lock()
+        self._demand: dict[str, float] = {}
+        self._routed: asyncio.Event | None = None
+        self._poster = threading.Thread(target=self._keep_posting, name="board", daemon=True)
         self.id = uuid.uuid4().hex[:8]
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._ready = threading.Event()
+        self._ready, self._ended = threading.Event(), threading.Event()
         self._stop: asyncio.Event | None = None
         self._failure: BaseException | None = None
         self._router: Router | None = None
@@ -59,7 +75,7 @@ class DataServer:
         self._thread = threading.Thread(target=self._run, name="data-plane", daemon=True)
 
     def start(self) -> None:
-        """Open the ports.
+        """Begin to serve.
 
         Raises:
             LaunchError: a port is in use, or the data plane did not come up.
@@ -71,6 +87,8 @@ class DataServer:
             raise LaunchError(f"the data plane did not start within {_START_S:.0f} s")
         if self._failure is not None:
             raise LaunchError(f"the data plane did not start: {self._failure}")
+        if self._posts:
+            self._poster.start()
 
     @property
     def alive(self) -> bool:
@@ -83,6 +101,7 @@ class DataServer:
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=_GRACE_S + 2)
+        self._ended.set()
         for thread in self._closing:
             thread.join(timeout=1)
 
@@ -106,6 +125,8 @@ class DataServer:
         if table.order == self._router.table.order:
             self._router.renew()
             return
+        if self._routed is not None:
+            self._routed.set()
         for lane in self._router.apply(table):
             # The last flush writes to disk: not on the event loop.
             thread = threading.Thread(target=lane.recorder.close, name="recorder-closing", daemon=True)
@@ -120,12 +141,13 @@ class DataServer:
             self._failure = error
             _log.exception("the data plane ended")
         finally:
+            self._ended.set()
             self._ready.set()
 
     async def _serve(self) -> None:
         server = self._config.server
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop, self._routed = asyncio.Event(), asyncio.Event()
         arena = Arena(server.shared_memory) if server.shared_memory else None
         router = Router(
             self._config,
@@ -136,23 +158,104 @@ class DataServer:
             arena=arena,
         )
         self._router = router
-        plane = DataPlane(router)
+        stages = Stages()
+        self._registry.register(stages)
+        plane = DataPlane(router, stages=stages, others=self._others)
         app = HttpApp(plane, max_body_bytes=server.max_body, arena=arena)
-        http = HttpServer(app, bind(server.host, server.http_port), limits=_limits(server), allocate=app.allocate)
-        grpc = GrpcServer(plane, server.host, server.grpc_port, max_message_bytes=server.max_grpc_message)
-        metrics = MetricsServer(server.host, server.metrics_port, self._registry)
+        sock = bind(server.host, server.http_port, reuse_port=self._several)
+        http = HttpServer(app, sock, limits=_limits(server), allocate=app.allocate)
+        router.start()
+        self._measure_demand()
+        try:
+            if self._several:
+                self._ready.set()
+                await self._first(self._routed, self._stop)
+            if not self._stop.is_set():
+                await self._open(plane, http)
+        finally:
+            for lane in router.close():
+                lane.recorder.close()
+
+    async def _open(self, plane: DataPlane, http: HttpServer) -> None:
+        """Serve at all doors until ``stop``."""
+        assert self._stop is not None
+        server = self._config.server
+        grpc = GrpcServer(
+            plane,
+            server.host,
+            server.grpc_port,
+            max_message_bytes=server.max_grpc_message,
+            reuse_port=self._several,
+        )
+        registry = CollectorRegistry()
+        registry.register(AllRouters(self._notices))
+        metrics = MetricsServer(server.host, server.metrics_port, registry, reuse_port=self._several)
         metrics.start()
         await http.start()
         await grpc.start()
-        router.start()
         self._ready.set()
         try:
             await self._stop.wait()
             await asyncio.gather(http.stop(_GRACE_S), grpc.stop(_GRACE_S))
         finally:
-            for lane in router.close():
-                lane.recorder.close()
             metrics.stop()
+
+    async def _first(self, *events: asyncio.Event) -> None:
+        """Wait for one of these."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in events]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
+
+    # -- what all routers know of each other -------------------------------------------------------------------------
+
+    def _notice(self) -> Notice:
+        assert self._router is not None
+        return Notice(
+            router=self.id,
+            families=families_of(self._registry.collect()),
+            statistics=self._router.statistics.all(),
+            demand=dict(self._demand),
+        )
+
+    def _notices(self) -> list[Notice]:
+        """What every router tells. This one posts first: whoever is asked next must not know less than was said."""
+        if not self._several:
+            return [self._notice()]
+        self._post()
+        return self._board.notices()
+
+    def _others(self) -> list[Mapping[str, Any]]:
+        """What the other routers counted of any version."""
+        if not self._several:
+            return []
+        return [entry for notice in self._notices() if notice.router != self.id for entry in notice.statistics]
+
+    def _post(self) -> None:
+        with self._posting:  # so that an older notice never replaces a newer one
+            self._board.post(self._notice())
+
+    def _keep_posting(self) -> None:
+        while not self._ended.wait(POST_EVERY_S):
+            try:
+                self._post()
+            except OSError as error:
+                _log.warning("the board cannot be written to: %s", error.strerror)
+        with contextlib.suppress(OSError):
+            self._board.withdraw(self.id)
+
+    def _measure_demand(self) -> None:
+        """Average what clients want of each version: an instant says little, as batches come and go."""
+        if not any(model.replicas.autoscaling for model in self._config.models.values()):
+            return
+        assert self._loop is not None
+        assert self._router is not None
+        self._loop.call_later(_MEASURE_S, self._measure_demand)
+        now = {demand_key(*version): items for version, items in self._router.demand.items()}
+        self._demand = {
+            key: self._demand.get(key, 0.0) + _SHARE * (items - self._demand.get(key, 0.0))
+            for key, items in now.items()
+        }
 
     def _open_lane(self, route: Route, model: Model) -> MirrorLane:
         assert route.deployment_id is not None

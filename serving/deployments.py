@@ -3,31 +3,29 @@
 Serve places, starts, watches and restarts the processes; tensors never pass through it.
 """
 
-import atexit
 import contextlib
 import logging
-import sys
+import os
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from models.backends import open_backend
 from models.preprocess import open_preprocess
 from models.repository import Repository
 from rollout.traffic import Priority, Readiness
-from serving.config import Config
-from serving.dataserver import DataServer
-from serving.directory import Directory
+from serving.autoscaling import QueuePolicy
+from serving.place import Place
 from serving.process import keep_freed_memory, limit_memory, lower_priority
 from serving.replica import Worker
-from serving.telemetry import log_event, log_to_file
+from serving.router_process import RouterProcess
+from serving.telemetry import log_event
 
 _log = logging.getLogger("understudy.deployments")
 CONTROL: Final = "control"
@@ -35,34 +33,15 @@ ROUTER: Final = "router"
 EXCHANGE_WAIT_S: Final = 0.5
 EXCHANGE_TIMEOUT_S: Final = 4.0
 RECONNECT_S: Final = 0.25
+DRAIN_S: Final = 5.0  # how long a model replica that goes may take for what it was sent
 QUIET: Final = LoggingConfig(enable_access_log=False, log_level="WARNING")
-_LIFECYCLE: Final[Mapping[str, Any]] = {
+_LIFECYCLE: Final[dict[str, Any]] = {
     "health_check_period_s": 0.5,
     "health_check_timeout_s": 5,
     "graceful_shutdown_wait_loop_s": 0.1,
     "graceful_shutdown_timeout_s": 2,
     "logging_config": QUIET,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What every process of one service needs to know."""
-
-    config: Config
-    run_dir: Path
-
-    @property
-    def directory(self) -> Directory:
-        """The folder where replicas announce themselves."""
-        return Directory(self.run_dir / "replicas")
-
-    def set_up_process(self, name: str) -> None:
-        """Logging, and where user code is imported from: beside the configuration, after everything else."""
-        atexit.register(log_to_file(self.config.reports / "logs" / f"{name}.jsonl").stop)
-        user_code = str(self.config.directory)
-        if user_code not in sys.path:
-            sys.path.append(user_code)
 
 
 class ModelReplica:
@@ -96,30 +75,34 @@ class ModelReplica:
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
-            self._worker.stop()
+            self._worker.stop(DRAIN_S)
 
 
 class RouterReplica:
-    """The doors of one node, and the routing behind them."""
+    """Hosts a router's process: the doors of one node, and the routing behind them."""
 
     def __init__(self, place: Place) -> None:
-        place.set_up_process(ROUTER)
-        keep_freed_memory()
-        self._server = DataServer(place.config, place.directory)
-        self._server.start()
+        place.set_up_process(f"{ROUTER}-host")
         self._stopping = threading.Event()
-        self._exchange = threading.Thread(target=self._keep_exchanging, name="exchange", daemon=True)
-        self._exchange.start()
+        self._process = RouterProcess(place)
+        for work in (self._keep_exchanging, self._end_with_it):
+            threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     def check_health(self) -> None:
         """Called by Serve, which restarts the replica when this raises."""
-        if not self._server.alive:
-            raise RuntimeError("the data plane has ended")
+        if not self._process.alive:
+            raise RuntimeError("the router's process has ended")
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
             self._stopping.set()
-            self._server.stop()
+            self._process.stop()
+
+    def _end_with_it(self) -> None:
+        """Serve replaces a replica whose process ends sooner than one that fails its health checks."""
+        self._process.wait()
+        if not self._stopping.is_set():
+            os._exit(1)
 
     def _keep_exchanging(self) -> None:
         """Bring evidence and take the table, for ever; while control is away the table in force stays."""
@@ -127,8 +110,8 @@ class RouterReplica:
         while not self._stopping.is_set():
             try:
                 handle = handle or serve.get_app_handle(CONTROL)
-                reply = handle.exchange.remote(self._server.report())
-                self._server.receive(reply.result(timeout_s=EXCHANGE_TIMEOUT_S))
+                reply = handle.exchange.remote(self._process.report())
+                self._process.receive(reply.result(timeout_s=EXCHANGE_TIMEOUT_S))
             except Exception as error:  # noqa: BLE001 — control is another process; without this thread its lease ends
                 _log.warning("the control side is away: %s", type(error).__name__)
                 self._stopping.wait(RECONNECT_S)
@@ -174,12 +157,25 @@ class ServeHost:
         replicas = self._place.config.models[model].replicas
         deployment = serve.deployment(
             name="model",
-            num_replicas=replicas.num_replicas,
+            **self._number(model, version, priority),
             max_constructor_retry_count=1,
             ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
-            **_LIFECYCLE,
+            **_LIFECYCLE | {"graceful_shutdown_timeout_s": DRAIN_S + 1},
         )(ModelReplica)
         _deploy(name, deployment.bind(self._place, model, version, priority))
+
+    def _number(self, model: str, version: int, priority: Priority) -> dict[str, Any]:
+        """How many replicas. In shadow it stays fixed: there is no client whose queue could tell."""
+        replicas = self._place.config.models[model].replicas
+        autoscaling = replicas.autoscaling
+        if autoscaling is None or priority is Priority.SHADOW:
+            return {"num_replicas": replicas.least}
+        board = {"folder": str(self._place.board.folder), "model": model, "version": version}
+        policy = AutoscalingPolicy(  # type: ignore[no-untyped-call]  # ray's own
+            policy_function=QueuePolicy, policy_kwargs={**board, "target_queue": autoscaling.target_queue}
+        )
+        bounds = autoscaling.model_dump(exclude={"target_queue"})
+        return {"autoscaling_config": AutoscalingConfig(policy=policy, **bounds)}
 
     def remove(self, model: str, version: int, priority: Priority) -> None:
         """See ``Host.remove``."""
@@ -193,9 +189,9 @@ class ServeHost:
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # ray's own
         needs = {"CPU": replicas.num_cpus, "GPU": replicas.num_gpus}
         short = [
-            f"{2 * replicas.num_replicas * each:g} {resource} (free: {free.get(resource, 0):g})"
+            f"{2 * replicas.least * each:g} {resource} (free: {free.get(resource, 0):g})"
             for resource, each in needs.items()
-            if 2 * replicas.num_replicas * each > free.get(resource, 0)
+            if 2 * replicas.least * each > free.get(resource, 0)
         ]
         return " and ".join(short)
 
@@ -218,7 +214,7 @@ def deploy_control(place: Place) -> None:
 
 
 def deploy_router(place: Place) -> None:
-    """Start the router."""
+    """Start the routers."""
     deployment = serve.deployment(
         name=ROUTER,
         num_replicas=place.config.server.routers,

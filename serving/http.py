@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import orjson
 
@@ -23,6 +23,7 @@ from serving.protocol.errors import error_body, http_status
 from serving.protocol.headers import ARM, KEY, REQUEST_ID, header_safe
 from serving.protocol.json_data import parse
 from serving.protocol.messages import InferRequest
+from serving.stages import Timing
 from serving.telemetry import log_event
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -32,6 +33,7 @@ _OFFLOAD_DECOMPRESS_BYTES: Final = 4 * 1024
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _KEY, _ARM, _REQUEST_ID = KEY.encode(), ARM.encode(), REQUEST_ID.encode()
 _OCTETS: Final = (b"content-type", b"application/octet-stream")
+_LONG_TARGET_BYTES: Final = 512  # what nobody asks for again and again, and is not worth remembering
 _VERSION: Final = re.compile(r"[0-9]{1,18}")
 _NOT_OFFERED: Final = frozenset({"systemsharedmemory", "cudasharedmemory", "trace", "logging"})
 
@@ -46,6 +48,7 @@ class Call:
     headers: Headers
     body: Buffer
     request_id: str
+    received: float
 
 
 class _WrongMethodError(Exception):
@@ -71,7 +74,7 @@ class HttpApp:
 
     async def __call__(self, request: HttpRequest) -> Reply:
         """Answer one request."""
-        call = Call(request.method, request.headers, request.body, self._plane.new_request_id())
+        call = Call(request.method, request.headers, request.body, self._plane.new_request_id(), request.received)
         reply = await self._guarded(request.target, call)
         reply.headers = (*reply.headers, (_REQUEST_ID, header_safe(call.request_id).encode()))
         return reply
@@ -194,15 +197,19 @@ class HttpApp:
             call.request_id = request.id
         _apply_headers(request, call)
         response = await self._plane.infer(request, decoded.outputs)
-        return encode_infer(
+        encoded = encode_infer(
             response, client_id=request.id, requested=decoded.outputs, binary_default=decoded.binary_default
         )
+        self._plane.answered(request, response)
+        return encoded
 
     async def _infer_raw(self, model: str, version: int | None, body: Buffer, call: Call) -> EncodedInfer:
         request = InferRequest(model=model, version=version)
         _apply_headers(request, call)
         response = await self._plane.infer_raw(request, memoryview(body))
-        return encode_infer(response, client_id="", requested=(), binary_default=True)
+        encoded = encode_infer(response, client_id="", requested=(), binary_default=True)
+        self._plane.answered(request, response)
+        return encoded
 
     async def _body(self, call: Call) -> Buffer:
         """The body, decompressed: never to more than the limit of a plain one."""
@@ -232,14 +239,20 @@ async def _infer_reply(encoded: EncodedInfer, accept_encoding: bytes | None) -> 
     return Reply(body, 200, (*headers, (b"content-encoding", wish.encode())))
 
 
-@lru_cache(maxsize=1024)
 def _segments(target: bytes) -> tuple[str, ...]:
     """A path's segments, each percent-decoded on its own: an encoded slash is part of a name."""
+    return _remembered_segments(target) if len(target) < _LONG_TARGET_BYTES else _read_segments(target)
+
+
+def _read_segments(target: bytes) -> tuple[str, ...]:
     path = target.partition(b"?")[0].decode("latin-1")
     if not path.startswith("/"):
-        path = urlsplit(path).path  # the absolute form, as proxies send it
+        path = "/" + path.partition("://")[2].partition("/")[2]  # the absolute form, as proxies send it
     segments = path.split("/")[1:]
     return tuple(unquote(segment) for segment in segments) if "%" in path else tuple(segments)
+
+
+_remembered_segments: Final = lru_cache(maxsize=1024)(_read_segments)
 
 
 def _version(text: str) -> int:
@@ -266,6 +279,7 @@ def _header_length(headers: Headers, body_bytes: int) -> int | None:
 
 def _apply_headers(request: InferRequest, call: Call) -> None:
     request.request_id = call.request_id
+    request.timing = Timing(call.received)
     if (key := call.headers.get(_KEY)) is not None:
         request.key = key.decode("latin-1")
     if (arm := call.headers.get(_ARM)) is not None:

@@ -6,6 +6,7 @@ docs/decisions/0008 for what that and the absence of layers in between is worth.
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from serving.protocol.errors import error_body
 JSON: Final = (b"content-type", b"application/json")
 _SCRATCH_BYTES: Final = 64 * 1024
 _MAX_WAITING: Final = 16  # requests that one connection may send ahead of their answers
+_REFUSED_FACTOR: Final = 2  # of all connections to those that are served: the rest is refused, with an answer
 _DRAIN_FACTOR: Final = 4  # a body of up to this many times the limit is read to its end before it is refused
 _LINGER_S: Final = 2.0  # how long a refused client may go on sending before it is cut off
 _TICK_S: Final = 0.25
@@ -36,7 +38,7 @@ class Limits:
 
     ``head_s`` and ``body_s`` bound how long a request line with its headers, and a body, may take to arrive whole,
     however steadily they trickle; ``idle_s`` bounds a connection without a request, ``write_s`` a client that does not
-    read its answer.
+    read its answer. Times are kept to a quarter of a second, ``head_bytes`` to what one read brings.
     """
 
     connections: int = 4096
@@ -50,7 +52,10 @@ class Limits:
 
 @dataclass(slots=True)
 class HttpRequest:
-    """A request as it arrived; header names in lower case, of repeated ones the last."""
+    """A request as it arrived; header names in lower case, of repeated ones the last.
+
+    ``received`` is when its last byte came, in seconds of ``time.monotonic``.
+    """
 
     method: str
     target: bytes
@@ -58,6 +63,7 @@ class HttpRequest:
     body: Buffer
     keep_alive: bool = True
     http_1_0: bool = False
+    received: float = 0.0
 
 
 @dataclass(slots=True)
@@ -93,6 +99,7 @@ class HttpServer:
         self.handler, self.limits = handler, limits
         self.allocate = allocate or uncleared
         self.connections: set[_Connection] = set()
+        self.admitted = 0  # of these, all but those that were one too many
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
         # Received and parsed within one callback, so that all connections can share it.
@@ -131,6 +138,7 @@ class HttpServer:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=1.0)
+        await asyncio.sleep(0)  # what was written in this turn of the loop leaves at its end
         for connection in list(self.connections):
             connection.abort()
         if self._timer is not None:
@@ -139,7 +147,8 @@ class HttpServer:
     def _tick(self) -> None:
         self._timer = self.loop.call_later(_TICK_S, self._tick)
         self.now = self.loop.time()
-        for connection in [each for each in self.connections if each.deadline < self.now]:
+        now = self.now
+        for connection in [each for each in self.connections if each.read_by < now or each.written_by < now]:
             connection.expire()
 
 
@@ -147,18 +156,19 @@ class _Connection(asyncio.BufferedProtocol):
     """One client's connection: requests are parsed as they come, answered one after the other.
 
     The parser sees heads, chunked bodies, and what of a plain body came along with its head; the rest of that is
-    received in place, and a new parser takes up what follows.
+    received in place, and a new parser takes up what follows. What the client owes is due at ``read_by``, and what it
+    is owed must be taken by ``written_by``.
     """
 
     __slots__ = (
+        "_admitted",
         "_begun",
         "_body",
-        "_chunks",
         "_closing",
+        "_early",
         "_eof",
         "_expected",
         "_filled",
-        "_head_bytes",
         "_headers",
         "_in_head",
         "_left",
@@ -171,9 +181,11 @@ class _Connection(asyncio.BufferedProtocol):
         "_target",
         "_task",
         "_transport",
+        "_unbroken",
         "_waiting",
         "_writable",
-        "deadline",
+        "read_by",
+        "written_by",
     )
 
     def __init__(self, server: HttpServer) -> None:
@@ -182,14 +194,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._waiting: deque[tuple[HttpRequest, Reply | None]] = deque()  # with the answer that is known already
         self._task: asyncio.Task[None] | None = None
         self._writable: asyncio.Event | None = None  # set and cleared only for a client that is slow to read
+        self._admitted = False
         self._reading = True
-        self._lingering = False
-        self._closing = False
+        self._lingering = False  # the last answer is known: what still comes is dropped
+        self._closing = False  # the last answer is written
         self._eof = False
         self._body: memoryview | None = None  # of a body that is received in place
         self._filled = 0
         self._left = 0  # of a body that is read only to be dropped
-        self.deadline = inf
+        self._parser: Any = None
+        self._unbroken = 0  # bytes since the parser last made anything whole of them
+        self.read_by = self.written_by = inf
         self._begin()
 
     # -- the transport's calls ---------------------------------------------------------------------------------------
@@ -198,25 +213,34 @@ class _Connection(asyncio.BufferedProtocol):
         """A client has connected."""
         self._transport = transport
         server = self._server
-        full = len(server.connections) >= server.limits.connections
+        most = server.limits.connections
+        if server.stopping or len(server.connections) >= _REFUSED_FACTOR * most:
+            self._closing = True
+            transport.abort()
+            return
         server.connections.add(self)
-        self.deadline = server.now + server.limits.idle_s
-        if full:
-            self._refuse(503, f"the server has all of its {server.limits.connections} connections in use")
+        self.read_by = server.now + server.limits.idle_s
+        if server.admitted >= most:
+            self._refuse(503, f"the server has all of its {most} connections in use")
+        else:
+            server.admitted += 1
+            self._admitted = True
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone; what is under way for it runs to its end, unheard."""
         self._closing = True
         self._server.connections.discard(self)
+        self._server.admitted -= self._admitted
         self._waiting.clear()
-        self._body = None
+        self._reset()
+        self._body = self._parser = None  # which refers to this connection
         if self._writable is not None:
             self._writable.set()
 
     def eof_received(self) -> bool:
         """The client sends no more: it may still wait for its answers."""
         self._eof = True
-        return self._task is not None and not self._lingering
+        return self._task is not None
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
@@ -244,103 +268,132 @@ class _Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The client is slow to read."""
         self._writable = asyncio.Event()
-        self.deadline = self._server.now + self._server.limits.write_s
+        self.written_by = self._server.now + self._server.limits.write_s
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         if self._writable is not None:
             self._writable.set()
             self._writable = None
-        if not self._lingering:
-            self.deadline = inf if self._task is not None else self._server.now + self._server.limits.idle_s
+        if not self._closing:
+            self.written_by = inf
 
     # -- the parser's calls ------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Be ready for another request."""
         self._parser = httptools.HttpRequestParser(self)
-        self._begun = False
         self._reset()
 
     def _reset(self) -> None:
+        """Keep nothing of the last request."""
+        self._begun = False
+        self._in_head = True
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._chunks: list[bytes] = []
+        self._early: bytes | bytearray = b""  # of the body, what the parser saw
         self._received = 0
         self._expected = 0
-        self._head_bytes = 0
-        self._in_head = True
         self._refusal: Reply | None = None
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
-        self._reset()
         self._begun = True
-        self.deadline = self._server.now + self._server.limits.head_s
+        self.read_by = self._server.now + self._server.limits.head_s
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request's target."""
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        self._headers[name.lower()] = value
+        """One header; those that follow a chunked body are not for us."""
+        if self._in_head:
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """The body follows, if there is one."""
+        if self._parser.should_upgrade():
+            return
         self._in_head = False
         headers, limits = self._headers, self._server.limits
-        self.deadline = self._server.now + limits.body_s
+        if self._unbroken > limits.head_bytes and self._head_bytes() > limits.head_bytes:
+            self._refusal = self._too_long()
+        self._unbroken = 0
+        self.read_by = self._server.now + limits.body_s
         declared = headers.get(b"content-length")
         if declared is not None:
             self._expected = int(declared)
             if self._expected > limits.body_bytes:
                 self._refusal = self._too_large()
-        if headers.get(b"expect", b"").lower() == b"100-continue" and self._refusal is None:
+        if b"expect" in headers and self._refusal is None and self._continues():
             self._transport.write(_CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body: of a chunked one, or what came with the head."""
+        self._unbroken = 0
         self._received += len(data)
-        if self._refusal is None:
-            self._chunks.append(data)
-            if self._received > self._server.limits.body_bytes:
-                self._refusal = self._too_large()
-                self._chunks.clear()
+        if self._refusal is not None:
+            return
+        if self._received > self._server.limits.body_bytes:
+            self._refusal, self._early = self._too_large(), b""
+        elif not self._early:
+            self._early = data
+        else:  # one buffer, for the pieces can be so small that a list of them takes a multiple of the limit
+            if not isinstance(self._early, bytearray):
+                self._early = bytearray(self._early)
+            self._early += data
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        chunks = self._chunks
-        self._enqueue(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if not self._parser.should_upgrade():
+            self._enqueue(self._early)
+
+    def _continues(self) -> bool:
+        """Whether the client waits to be told to send the body."""
+        return self._headers[b"expect"].lower() == b"100-continue" and self._parser.get_http_version() != "1.0"
+
+    def _head_bytes(self) -> int:
+        return len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers.items())
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _parse(self, data: memoryview) -> None:
-        self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._begin()  # no other protocol is spoken here: the request was a plain one, and so is what follows
-            if rest := data[int(upgrade.args[0]) :]:
-                self._parse(rest)
-            return
-        except (httptools.HttpParserError, ValueError) as error:
-            self._refuse(400, f"not HTTP/1.1: {error}")
-            return
-        if self._in_head:
-            if self._head_bytes > self._server.limits.head_bytes:
-                self._refuse(431, f"the head is over the limit of {self._server.limits.head_bytes} bytes")
+    def _parse(self, data: Buffer) -> None:
+        self._unbroken += len(data)
+        while data:
+            try:
+                self._parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._parser.get_method() == b"CONNECT":
+                    self._refuse(400, "no tunnel begins here")
+                    return
+                data = self._plain_head() + data[int(upgrade.args[0]) :]
+                self._begin()
+            except (httptools.HttpParserError, ValueError) as error:
+                self._refuse(400, f"not HTTP/1.1: {error}")
+                return
+        if self._unbroken > self._server.limits.head_bytes:
+            self._linger(self._too_long())
         elif self._refusal is not None:
             self._drop_rest(self._refusal)
         elif self._expected > self._received:
             self._receive_in_place()
 
+    def _plain_head(self) -> bytes:
+        """The head once more without the wish for another protocol, after which the parser would leave off."""
+        line = b"%b %b HTTP/%b" % (self._parser.get_method(), self._target, self._parser.get_http_version().encode())
+        headers = (b"%b: %b" % each for each in self._headers.items() if each[0] != b"upgrade")
+        return b"\r\n".join((line, *headers, b"", b""))
+
     def _receive_in_place(self) -> None:
-        self._body = body = self._server.allocate(self._expected, self._headers)
-        self._filled = 0
-        for chunk in self._chunks:
-            body[self._filled : self._filled + len(chunk)] = chunk
-            self._filled += len(chunk)
+        try:
+            self._body = body = self._server.allocate(self._expected, self._headers)
+        except MemoryError:
+            self._refuse(503, f"no memory for a body of {self._expected} bytes")
+            return
+        self._filled = len(self._early)
+        body[: self._filled] = self._early
+        self._early = b""
 
     def _drop_rest(self, refusal: Reply) -> None:
         """Read a body that is too large to its end, so that the connection can go on; not for ever, though."""
@@ -351,7 +404,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._left = self._expected - self._received
 
     def _complete(self, body: Buffer) -> None:
-        """A body that the parser did not see is whole."""
+        """A body that the parser did not see to its end is whole."""
         self._body = None
         self._enqueue(body)
         self._begin()
@@ -365,43 +418,58 @@ class _Connection(asyncio.BufferedProtocol):
             body,
             keep_alive=parser.should_keep_alive(),
             http_1_0=parser.get_http_version() == "1.0",
+            received=time.monotonic(),
         )
         self._waiting.append((request, self._refusal))
-        self._begun, self._in_head, self._head_bytes, self._refusal = False, True, 0, None
-        self.deadline = inf
+        self._reset()
+        self._unbroken = 0
+        self.read_by = inf
         if self._task is None:
             self._task = task = self._server.loop.create_task(self._answer_all())
             self._server.tasks.add(task)
-        elif len(self._waiting) >= _MAX_WAITING and self._reading:
+        elif self._reading and (len(self._waiting) >= _MAX_WAITING or len(body) > _SCRATCH_BYTES):
             self._reading = False
             self._transport.pause_reading()
 
     async def _answer_all(self) -> None:
         """Answer what waits, in order."""
-        while self._waiting and not self._closing:
-            request, reply = self._waiting.popleft()
-            try:
-                self._write(request, reply or await self._server.handler(request))
+        try:
+            while self._waiting and not self._closing:
+                request, reply = self._waiting.popleft()
+                self._write(request, reply or await self._answer(request))
+                del request, reply  # a slow reader holds its answer, not its request
                 if self._writable is not None:
                     await self._writable.wait()
-            except asyncio.CancelledError:
-                self._write(request, Reply(error_body("the server is stopping"), 503))
-        if self._task is not None:
-            self._server.tasks.discard(self._task)
-        self._task = None
+        except BaseException:
+            self._transport.abort()
+            raise
+        finally:
+            if self._task is not None:
+                self._server.tasks.discard(self._task)
+            self._task = None
         self._rest()
+
+    async def _answer(self, request: HttpRequest) -> Reply:
+        try:
+            return await self._server.handler(request)
+        except asyncio.CancelledError:
+            return Reply(error_body("the server is stopping"), 503)
 
     def _rest(self) -> None:
         """All requests that came are answered."""
+        server = self._server
         if self._closing:
             return
         if self._eof:
-            self._transport.close()
+            self._close()
+            return
         if not self._begun:
-            self.deadline = self._server.now + self._server.limits.idle_s
+            self.read_by = server.now + server.limits.idle_s
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
+            if self._begun:  # what it takes until now was not the client's doing
+                self.read_by = server.now + server.limits.body_s
 
     def _write(self, request: HttpRequest, reply: Reply) -> None:
         if self._closing:
@@ -420,36 +488,44 @@ class _Connection(asyncio.BufferedProtocol):
             parts.append(reply.body)
         self._transport.write(b"".join(parts))
         if closes:
-            self._closing = True
-            self._part()
-
-    def _part(self) -> None:
-        """Close, but where the client may still be sending: a reset could overtake its answer."""
-        if self._lingering and self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+            self._close()
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
-    def close_if_idle(self) -> None:
-        """The server stops: a connection without a request ends now, another with its answer."""
-        if self._task is None:
+    def _close(self) -> None:
+        """Write what is left and end; where the client may still be sending, a reset could overtake its answer."""
+        self._closing = True
+        self.read_by = inf
+        limits, now = self._server.limits, self._server.now
+        if self._lingering and not self._eof:
+            self.written_by = now + _LINGER_S
+            self._transport.write_eof()
+        else:
+            self.written_by = now + limits.write_s
             self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """The server stops: a connection without a request that came whole ends now, another with its answer."""
+        if self._task is None and not self._closing:
+            self._close()
 
     def abort(self) -> None:
         """End the connection at once."""
+        self._closing = True
         self._transport.abort()
 
     def expire(self) -> None:
         """The client took too long."""
-        self.deadline = inf
-        if self._lingering or self._writable is not None:
-            self._transport.abort()
+        self.read_by = inf
+        if self.written_by < self._server.now:
+            self.abort()
         elif not self._begun:
-            self._transport.close()
-        else:
+            self._close()
+        elif self._reading:
             self._refuse(408, "the request did not arrive in time")
+
+    def _too_long(self) -> Reply:
+        return Reply(error_body(f"the head is over the limit of {self._server.limits.head_bytes} bytes"), 431)
 
     def _too_large(self) -> Reply:
         return Reply(error_body(f"the body is over the limit of {self._server.limits.body_bytes} bytes"), 413)
@@ -461,8 +537,8 @@ class _Connection(asyncio.BufferedProtocol):
         """Answer for the last time; whatever the client is still sending is read for a moment, and dropped."""
         if self._closing or self._lingering:
             return
-        self._body, self._left, self._lingering = None, 0, True
-        self.deadline = self._server.now + _LINGER_S
+        self._reset()
+        self._body, self._left, self._lingering, self.read_by = None, 0, True, inf
         farewell = HttpRequest("", b"", {}, b"", keep_alive=False)
         if self._task is None:
             self._write(farewell, last)

@@ -24,8 +24,9 @@ from models.repository import Repository
 from rollout.errors import PolicyError
 from rollout.policy import load_policy
 from serving.config import Config
-from serving.deployments import QUIET, Place, deploy_control, deploy_router, why_failed
+from serving.deployments import QUIET, deploy_control, deploy_router, why_failed
 from serving.errors import ConfigError, LaunchError
+from serving.place import Place
 
 READY_TIMEOUT_S: Final = 90.0
 # Ray gives its workers nice 15: whatever else runs on the machine would come before our clients' requests.
@@ -134,7 +135,7 @@ def _check_placement(config: Config) -> None:
     """Ray would wait for ever for what it does not have."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # ray's own
     for resource, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-        need = sum(model.replicas.num_replicas * getattr(model.replicas, field) for model in config.models.values())
+        need = sum(model.replicas.least * getattr(model.replicas, field) for model in config.models.values())
         if need > have.get(resource, 0):
             raise LaunchError(
                 f"models.*.replicas.{field}: the baselines need {need:g}, this machine has {have.get(resource, 0):g}"

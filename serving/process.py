@@ -1,4 +1,4 @@
-"""What a model replica's process asks of the operating system for itself."""
+"""What the processes of a service ask of the operating system for themselves."""
 
 import ctypes
 import os
@@ -46,3 +46,11 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
     libc.mallopt(_M_TRIM_THRESHOLD, 128 << 20)
+
+
+def raise_file_limit() -> int:
+    """Let this process have as many files and connections open as it may allow itself; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -105,13 +105,13 @@ class Worker:
         """Whether the worker still serves."""
         return self._thread.is_alive() and not self._ended
 
-    def stop(self) -> None:
-        """End the worker and free the model; waits for what it has been sent, at most a second."""
+    def stop(self, wait_s: float = 1.0) -> None:
+        """End the worker and free the model; waits for what it has been sent, at most ``wait_s``."""
         self._stopping.set()
         self._directory.withdraw(self._announcement.id)
         for thread in (self._thread, self._watchdog):
             if thread.is_alive():
-                thread.join(timeout=1)
+                thread.join(timeout=wait_s)
         faulthandler.cancel_dump_traceback_later()  # after the watchdog, which would arm it again
 
     def _serve(self) -> None:

@@ -116,7 +116,7 @@ class Router:
             self._dispatch(job)
             response = await job.future
         except ServingError as error:
-            elapsed_s = self._loop.time() - job.arrived
+            elapsed_s = time.monotonic() - job.arrived
             self._metrics.observe(request.model, job.version, False, elapsed_s)
             self.statistics.record_failure(request.model, job.version, total_ns=round(elapsed_s * 1e9))
             log_event(
@@ -128,7 +128,7 @@ class Router:
                 error=str(error),
             )
             raise
-        self._metrics.observe(request.model, response.version, True, self._loop.time() - job.arrived)
+        self._metrics.observe(request.model, response.version, True, time.monotonic() - job.arrived)
         return response
 
     # -- control -------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Router:
 
     def renew(self) -> None:
         """The control side was heard: the candidate keeps its weight for another lease."""
-        self._lease_ends = self._loop.time() + self._table.lease_s
+        self._lease_ends = time.monotonic() + self._table.lease_s
         self._open_lanes()
 
     def apply(self, table: Table) -> list[MirrorLane]:
@@ -204,6 +204,11 @@ class Router:
         """The running rollouts' mirror lanes by model."""
         return self._lanes
 
+    @property
+    def demand(self) -> dict[tuple[str, int], int]:
+        """How many items of clients wait or run, by model and version."""
+        return {key: pool.demand for key, pool in self._pools.items()}
+
     # -- a request's way -----------------------------------------------------------------------------------------------
 
     def _route(self, model: str) -> Route:
@@ -217,7 +222,7 @@ class Router:
 
     def _job(self, request: InferRequest) -> Job:
         route = self._route(request.model)
-        now = self._loop.time()
+        now = time.monotonic()
         arm, pinned = self._choose(route, request, now)
         version = self._version(route, arm, request)
         pool = self._pools.get((request.model, version)) or self._pools.get((request.model, route.baseline))
@@ -314,32 +319,44 @@ class Router:
         batch: Batch | None = link.inflight.pop(header.id, None)
         pool = self._pool_of(link.replica)
         if batch is not None:
-            splitting = time.perf_counter_ns()
+            replied = time.monotonic()
+            started, link.replied = max(batch.sent, link.replied), replied
             results = results_of(header, frames, [job.rows for job in batch.jobs], batched=pool.batched)
             if batch.origin is None:
+                _note_times(batch.jobs, header, started, replied)
                 answered = self._answer(link.replica, batch, results)
-                self._count(link.replica, batch, answered, header, time.perf_counter_ns() - splitting)
-                self._loop.call_soon(self._answered, link.replica, batch, header, results)
+                self._count(link.replica, batch, answered, header, started, replied)
+                if link.replica.model in self._lanes:
+                    self._loop.call_soon(self._answered, link.replica, batch, header, results)
             else:
                 self._mirrored(batch.origin, link.replica, header, results)
         pool.pump()
-        self._loop.call_soon(self._pump_mirror)
+        if self._lanes:
+            self._loop.call_soon(self._pump_mirror)
 
-    def _count(self, replica: Replica, batch: Batch, answered: list[Job], header: ReplyHeader, output_ns: int) -> None:
+    def _count(
+        self,
+        replica: Replica,
+        batch: Batch,
+        answered: list[Job],
+        header: ReplyHeader,
+        started: float,
+        replied: float,
+    ) -> None:
         """Note in the statistics what a batch answered."""
         if not answered:
             return
-        arrived_s = sum(job.arrived for job in answered)
+        now, arrived_s = time.monotonic(), sum(job.arrived for job in answered)
         self.statistics.record(
             replica.model,
             replica.version,
             requests=len(answered),
             rows=sum(job.rows for job in answered),
-            total_ns=round((self._loop.time() * len(answered) - arrived_s) * 1e9),
-            queue_ns=round((batch.sent * len(answered) - arrived_s) * 1e9),
+            total_ns=round((now * len(answered) - arrived_s) * 1e9),
+            queue_ns=round((started * len(answered) - arrived_s) * 1e9),
             input_ns=(header.copy_us + header.preprocess_us) * 1000,
             infer_ns=header.compute_us * 1000,
-            output_ns=output_ns,
+            output_ns=round((now - replied) * 1e9),
         )
 
     def _answer(self, replica: Replica, batch: Batch, results: list[Result]) -> list[Job]:
@@ -374,7 +391,7 @@ class Router:
         route = self._table.routes[replica.model]
         if lane is None or not route.mirror or replica.version not in (route.baseline, route.candidate):
             return
-        now = self._loop.time()
+        now = time.monotonic()
         mirrored = mirrored_batch(
             batch,
             deployment_id=lane.deployment_id,
@@ -406,7 +423,7 @@ class Router:
     def _record_failure(self, job: Job, status: Status, error: str) -> None:
         lane = self._lanes.get(job.request.model)
         if lane is not None and lane.deployment_id == job.deployment_id:
-            latency_ms = (self._loop.time() - job.arrived) * 1000
+            latency_ms = (time.monotonic() - job.arrived) * 1000
             lane.record_failure(
                 job, status=status, error=error, latency_ms=latency_ms, at_unix_us=time.time_ns() // 1000
             )
@@ -560,7 +577,7 @@ class Router:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         self._ticks += 1
         self.ticked = time.monotonic()
-        now = self._loop.time()
+        now = time.monotonic()
         if self._ticks % _SCAN_EVERY_TICKS == 0:
             self._scan()
             self._show()
@@ -586,7 +603,7 @@ class Router:
         if job.protected:
             # A client in a hurry proves nothing: the candidate had its time when it had that of the latency target.
             target_s = self._route(job.request.model).limits.latency_target_ms / 1000
-            fair = self._loop.time() - job.arrived >= target_s
+            fair = time.monotonic() - job.arrived >= target_s
             self._fall_back(job, Status.TIMEOUT, "no answer in time", counted=fair)
         else:
             _fail(job, DeadlineError(f"model {job.request.model!r}: no answer within the deadline"))
@@ -621,6 +638,15 @@ class Router:
             self._metrics.set_mirror(model, lane.accounting.snapshot().to_json())
         for (model, version), pool in self._pools.items():
             self._metrics.set_queue(model, version, pool.queued_items)
+
+
+def _note_times(jobs: Iterable[Job], header: ReplyHeader, started: float, replied: float) -> None:
+    for job in jobs:
+        timing = job.request.timing
+        if timing is not None:
+            timing.decoded, timing.started, timing.replied = job.arrived, started, replied
+            timing.copy_us, timing.preprocess_us = header.copy_us, header.preprocess_us
+            timing.compute_us = header.compute_us
 
 
 def _stop(jobs: Iterable[Job]) -> None:

@@ -3,7 +3,7 @@
 Counts begin with the process. What is mirrored is never in them: they are about what clients were answered.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from time import time_ns
 from typing import Any, Final
@@ -113,11 +113,46 @@ class Statistics:
             "memory_usage": [],
         }
 
+    def all(self) -> list[dict[str, Any]]:
+        """The entries of all versions that counted anything; from any thread."""
+        return [self.of(model, version) for model, version in list(self._versions)]
+
     def _of(self, model: str, version: int) -> _Counters:
         counters = self._versions.get((model, version))
         if counters is None:
             counters = self._versions[model, version] = _Counters()
         return counters
+
+
+def total(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several routers counted of one version, as one ``model_stats`` entry: at least one is needed."""
+    first, *others = entries
+    merged = {
+        **first,
+        "batch_stats": _total_batches(batch for each in (first, *others) for batch in each["batch_stats"]),
+    }
+    for other in others:
+        merged["last_inference"] = max(merged["last_inference"], other["last_inference"])
+        for name in ("inference_count", "execution_count"):
+            merged[name] += other[name]
+        merged["inference_stats"] = _sum(merged["inference_stats"], other["inference_stats"])
+    return merged
+
+
+def _total_batches(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    by_size: dict[int, dict[str, Any]] = {}
+    for batch in batches:
+        size, durations = batch["batch_size"], {name: batch[name] for name in batch if name != "batch_size"}
+        by_size[size] = _sum(by_size[size], durations) if size in by_size else durations
+    return [{"batch_size": size, **durations} for size, durations in sorted(by_size.items())]
+
+
+def _sum(some: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Durations by name, added up."""
+    return {
+        name: _duration(each["count"] + others[name]["count"], each["ns"] + others[name]["ns"])
+        for name, each in some.items()
+    }
 
 
 def _duration(count: int, ns: int) -> dict[str, int]:

@@ -4,17 +4,24 @@ import contextlib
 import json
 import logging
 import queue
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import Any, Final
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from serving.board import Notice
 from serving.errors import LaunchError
+from serving.http_server import bind
+from serving.stages import Histogram
 
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _FIELDS: Final = "understudy_fields"
@@ -80,14 +87,34 @@ def log_event(
 
 
 class _Version:
-    """The children of one model version, bound once: finding them by label costs more than the rest."""
+    """What one model version answered: plain numbers, as Prometheus's own children lock for every request."""
 
-    __slots__ = ("error", "ok", "seconds")
+    __slots__ = ("errors", "ok", "seconds")
 
-    def __init__(self, requests: Counter, seconds: Histogram, model: str, version: str) -> None:
-        self.ok = requests.labels(model, version, "ok")
-        self.error = requests.labels(model, version, "error")
-        self.seconds = seconds.labels(model, version)
+    def __init__(self) -> None:
+        self.ok = self.errors = 0
+        self.seconds = Histogram(LATENCY_BUCKETS_S)
+
+
+class _Answers(Collector):
+    """The requests of every model version, as Prometheus reads them."""
+
+    def __init__(self) -> None:
+        self.versions: dict[tuple[str, int], _Version] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "understudy_requests", "Requests by outcome.", labels=("model", "version", "outcome")
+        )
+        seconds = HistogramMetricFamily(
+            "understudy_request_seconds", "Time from a checked request to its answer.", labels=("model", "version")
+        )
+        for (model, version), counts in list(self.versions.items()):
+            requests.add_metric((model, str(version), "ok"), counts.ok)
+            requests.add_metric((model, str(version), "error"), counts.errors)
+            seconds.add_metric((model, str(version)), counts.seconds.cumulative(), counts.seconds.sum)
+        yield requests
+        yield seconds
 
 
 class Metrics:
@@ -95,16 +122,8 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self._requests = Counter(
-            "understudy_requests", "Requests by outcome.", ("model", "version", "outcome"), registry=registry
-        )
-        self._seconds = Histogram(
-            "understudy_request_seconds",
-            "Time from a checked request to its answer.",
-            ("model", "version"),
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
+        self._answers = _Answers()
+        registry.register(self._answers)
         self._mirror = Gauge(
             "understudy_mirror_items",
             "Mirrored items by outcome, since start.",
@@ -123,16 +142,17 @@ class Metrics:
         self._depth = Gauge(
             "understudy_queue_depth", "Items that wait for a replica.", ("model", "version"), registry=registry
         )
-        self._versions: dict[tuple[str, int], _Version] = {}
 
     def observe(self, model: str, version: int, ok: bool, seconds: float) -> None:
         """Count one request and its duration."""
-        children = self._versions.get((model, version))
-        if children is None:
-            children = _Version(self._requests, self._seconds, model, str(version))
-            self._versions[model, version] = children
-        (children.ok if ok else children.error).inc()
-        children.seconds.observe(seconds)
+        counts = self._answers.versions.get((model, version))
+        if counts is None:
+            counts = self._answers.versions[model, version] = _Version()
+        if ok:
+            counts.ok += 1
+        else:
+            counts.errors += 1
+        counts.seconds.observe(seconds)
 
     def set_mirror(self, model: str, accounting: Mapping[str, int]) -> None:
         """Publish the mirror's accounting, items by outcome."""
@@ -152,11 +172,50 @@ class Metrics:
         self._depth.labels(model, str(version)).set(items)
 
 
-class MetricsServer:
-    """Prometheus's endpoint over HTTP, in a thread of its own; ``port`` 0 takes any free one."""
+class AllRouters(Collector):
+    """The metrics of all routers of a machine, as each told them: every sample has the label ``router``."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self._host, self._registry = host, registry
+    def __init__(self, notices: Callable[[], Iterable[Notice]]) -> None:
+        self._notices = notices
+
+    def collect(self) -> Iterable[Metric]:
+        """Each family once, with the samples of every router."""
+        merged: dict[str, Metric] = {}
+        for notice in self._notices():
+            for name, documentation, kind, samples in notice.families:
+                family = merged.setdefault(name, Metric(name, documentation, kind))
+                for sample, labels, value in samples:
+                    family.add_sample(sample, {**labels, "router": notice.router}, value)
+        return merged.values()
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name for it
+        pass
+
+
+class _MetricsWSGIServer(ThreadingMixIn, WSGIServer):
+    """Serves on a socket that is bound already, of any address family."""
+
+    daemon_threads = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock.getsockname(), _Silent, bind_and_activate=False)
+        self.socket.close()
+        self.socket = sock
+        self.server_name, self.server_port = sock.getsockname()[:2]
+        self.setup_environ()
+        self.server_activate()
+
+
+class MetricsServer:
+    """Prometheus's endpoint over HTTP, in a thread of its own; ``port`` 0 takes any free one.
+
+    ``reuse_port`` lets several processes listen on one port.
+    """
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, *, reuse_port: bool = False) -> None:
+        self._host, self._registry, self._reuse_port = host, registry, reuse_port
         self._running: tuple[WSGIServer, Thread] | None = None
         self.port = port
 
@@ -166,10 +225,15 @@ class MetricsServer:
         Raises:
             LaunchError: the address cannot be bound; names it.
         """
+        sock = bind(self._host, self.port, reuse_port=self._reuse_port)
         try:
-            server, thread = start_http_server(self.port, self._host, self._registry)
-        except OSError as error:
-            raise LaunchError(f"cannot bind {self._host}:{self.port} for metrics: {error.strerror}") from None
+            server = _MetricsWSGIServer(sock)
+        except OSError as error:  # someone began to listen there since it was bound
+            sock.close()
+            raise LaunchError(f"cannot listen on {self._host}:{self.port}: {error.strerror}") from None
+        server.set_app(make_wsgi_app(self._registry))
+        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
         self.port = server.server_port
         self._running = server, thread
 

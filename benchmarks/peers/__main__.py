@@ -10,13 +10,12 @@ same command; ``--fresh`` begins anew.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
-
-import orjson
 
 from benchmarks import perf_analyzer
 from benchmarks.environment import commit, describe
@@ -24,11 +23,12 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.bench import Bench, Plan
 from benchmarks.peers.contract import Contender
 from benchmarks.peers.environment import python_of
-from benchmarks.peers.journal import Journal, Run
+from benchmarks.peers.journal import Journal
 from benchmarks.peers.plots import plot
 from benchmarks.peers.served import WARM_UP_S, PeerServer, Raw, Understudy
 from benchmarks.peers.summary import as_json, render, summarise
-from benchmarks.report import RESULTS, origin, say, table, write
+from benchmarks.peers.tuning import tune
+from benchmarks.report import RESULTS, origin, say, write
 from benchmarks.workloads import WORKLOADS
 from models.errors import UnderstudyError
 
@@ -52,6 +52,7 @@ def _server(name: str, cache: Path) -> PeerServer:
 
 def side_by_side(bench: Bench, out: Path, name: str) -> int:
     """Measure what is missing, and write and print the result; 1 if requests failed or something is still missing."""
+    environment = describe()
     problems = bench.run()
     runs = bench.journal.runs
     for problem in problems:
@@ -60,10 +61,10 @@ def side_by_side(bench: Bench, out: Path, name: str) -> int:
         return 1
     rows = summarise(runs)
     titles = {each.name: each.title for each in bench.contenders}
-    environment = describe()
     document = {
         "benchmark": name,
         "environment": environment,
+        "perf_analyzer": perf_analyzer.VERSION,
         "commits": sorted({run.commit for run in runs}),
         "plan": {**asdict(bench.plan), "warm_up_s": WARM_UP_S},
         "packages": {peer.name: peer.requirements for peer in PEERS.values() if peer.name in titles},
@@ -89,41 +90,13 @@ def _page(environment: dict[str, Any], plan: Plan, markdown: str) -> str:
     return f"# Understudy and its peers\n\n{origin(environment)}\n\n{how}\n\n{markdown}"
 
 
-def tune(options: argparse.Namespace, plan: Plan) -> str:
-    """Measure one peer with every combination of settings that was thought of, once; a table for each workload."""
-    parts = []
-    for name in options.peers:
-        tables = [_tuned(_server(name, options.cache), plan, workload, options.cache) for workload in plan.workloads]
-        parts += [f"## {PEERS[name].title}", *tables]
-    return "\n\n".join(parts)
-
-
-def _tuned(server: PeerServer, plan: Plan, workload: str, cache: Path) -> str:
-    runs: dict[str, list[Run]] = {}
-    for settings in server.peer.tried:
-        said = orjson.dumps(dict(settings)).decode()
-        say(said)
-        path = cache / "tuning.jsonl"
-        path.unlink(missing_ok=True)
-        journal = Journal(path, {})
-        changed = PeerServer(peer=server.peer, python=server.python, changed=settings)
-        one = Plan(rounds=1, seconds=plan.seconds, workloads=(workload,), transports=plan.transports, loops=plan.loops)
-        Bench(plan=one, contenders=[changed], journal=journal, commit=commit).run()
-        runs[said] = journal.runs
-        journal.close()
-    loads = list(dict.fromkeys(run.load for each in runs.values() for run in each))
-    header = [WORKLOADS[workload].title, *(f"{load.transport}, {load.amount}" for load in loads)]
-    cells = [
-        [said, *(f"{rates.get(load, 0):.0f}" for load in loads)]
-        for said, each in runs.items()
-        for rates in ({run.load: run.sample.requests_per_s for run in each},)
-    ]
-    return table(header, cells)
-
-
 def main() -> int:
-    """Measure, print and write; exit status 1 if requests failed or are missing, 2 if it could not be measured."""
+    """Measure, print and write.
+
+    Exit status 1 if requests failed or measurements are missing, 2 if it could not be measured, 130 if it was cut off.
+    """
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, it stops the server under measurement
     options.cache = options.cache.absolute()
     plan = Plan(
         rounds=options.rounds,
@@ -139,13 +112,17 @@ def main() -> int:
     except UnderstudyError as error:
         print(f"peers: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("peers: cut off; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _run(options: argparse.Namespace, plan: Plan) -> int:
     if "grpc" in plan.transports:
         perf_analyzer.ensure(options.cache)
     if options.tune:
-        print(tune(options, plan))
+        servers = [_server(name, options.cache) for name in options.peers]
+        print("\n\n".join(tune(servers, plan, workload, options.out) for workload in plan.workloads))
         return 0
     names = [*OWN, *options.peers] if options.own else options.peers
     chosen = contenders(names, options.cache)
@@ -170,7 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=_positive, default=_ROUNDS, help="alternations")
     add("--seconds", type=_positive, default=4, help="how long each measurement takes")
     add("--own", action=argparse.BooleanOptionalAction, default=True, help="measure Understudy and the model alone too")
-    add("--tune", action="store_true", help="measure the peers alone, with all settings that were tried")
+    add(
+        "--tune",
+        action="store_true",
+        help="measure the peers alone, with all settings that were tried, into tuning_<workload>",
+    )
     add("--fresh", action="store_true", help="forget what an earlier run, cut off, has measured")
     add("--cache", type=Path, default=CACHE, help="where the peers' packages and a run's measurements are kept")
     add("--out", type=Path, default=RESULTS, help="where the results are written")

@@ -1,4 +1,9 @@
-"""The measurement: contenders by turns, one at a time, each alone on the machine."""
+"""The measurement: contenders by turns, one at a time, each alone on the machine.
+
+A server is started for its turn and stopped after it. Kept up meanwhile, each would take from the others: of a core,
+Understudy takes 11 % when nobody asks it, Ray Serve 7 %, LitServe and BentoML 0.7 %, Triton 0.2 % and MLServer nothing;
+and together they would hold 3.3 GiB.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.tensor import Tensor
+from serving.stages import Timing
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class InferRequest:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float | None = None
+    timing: Timing | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -43,6 +43,12 @@ def test_what_it_prints_is_read() -> None:
     assert profile.to_json()["p99_us"] == 1020
 
 
+def test_a_server_without_statistics_is_measured_by_its_clients_alone() -> None:
+    profile = Profile.from_output(PRINTED.partition("  Server:")[0], 8)
+    assert (profile.throughput, profile.sd_us) == (3387.51, 157)
+    assert (profile.server_successes, profile.server_mean_us) == (0, {})
+
+
 def test_a_missing_figure_is_an_error() -> None:
     with pytest.raises(BenchmarkError, match="Throughput"):
         Profile.from_output("Request count: 7", 1)

@@ -29,6 +29,8 @@ class Sink:
         self.replica = Replica(id="r", model="m", version=1, priority=priority, address="", pid=0, spec={})
         self.inflight: dict[int, Batch] = {}
         self.usable = True
+        self.given = 0.0
+        self.locate = None
         self.sent: list[Batch] = []
         self.frames: list[Sequence[Buffer]] = []
 
@@ -183,6 +185,29 @@ async def test_a_full_queue_refuses_and_says_how_long_it_is() -> None:
     assert pool.queued_items == 3
 
 
+async def test_a_queue_is_bounded_in_bytes_too() -> None:
+    sink = Sink()
+    pool = pool_of(max_queue_bytes=100)
+    large, left, failed, small = (job_of(name=name) for name in ("large", "left", "failed", "small"))
+    large.nbytes, left.nbytes, failed.nbytes, small.nbytes = 1000, 60, 1000, 40
+    failed.failed = True  # the baseline takes it over from the candidate, whatever its size
+    pool.submit(large)  # alone, it may be of any size
+    with pytest.raises(UnavailableError, match=r"queue full \(100 bytes\)"):
+        pool.submit(small)
+    assert pool.drain() == [large]
+    for job in (left, failed, small):
+        pool.submit(job)
+    with pytest.raises(UnavailableError, match="100 bytes"):
+        pool.submit(job_of())
+    left.future.cancel()
+    assert pool.expire(lambda _: False) == []
+    pool.submit(more := job_of())
+    pool.links.append(cast(Link, sink))
+    pool.pump()
+    assert [batch.jobs for batch in sink.sent] == [[failed, small, more]]
+    pool.submit(large)  # nothing is counted that has left
+
+
 async def test_requests_whose_clients_left_are_dropped_and_not_run() -> None:
     sink = Sink()
     pool = pool_of(max_queue=2)
@@ -246,6 +271,65 @@ async def test_only_what_the_baseline_may_answer_instead_is_taken_from_a_candida
         pool.submit(job)
     assert pool.take_protected() == [free]
     assert pool.drain() == [pinned]
+
+
+async def test_idle_replicas_take_turns() -> None:
+    sinks = [Sink(), Sink(), Sink()]
+    pool = pool_of(*sinks)
+    for _ in range(6):
+        pool.submit(job_of())
+        await turn()
+        for sink in sinks:
+            if sink.inflight:
+                sink.answer(pool)
+    assert [len(sink.sent) for sink in sinks] == [2, 2, 2]
+
+
+async def test_what_clients_want_of_a_version_is_what_waits_and_what_runs_for_them() -> None:
+    sink = Sink()
+    pool = pool_of(sink, max_batch_size=4, max_wait_ms=10_000)
+    for _ in range(7):
+        pool.submit(job_of(2))
+        await turn()
+    pool.retry(new_batch([job_of(3)]))
+    await turn()
+    assert (sum(batch.rows for batch in sink.inflight.values()), pool.queued_items) == (6, 8)
+    assert pool.demand == 17
+    mirrored = new_batch([job_of(4)])
+    mirrored.origin = cast(Any, object())
+    sink.inflight[mirrored.id] = mirrored
+    assert pool.demand == 17
+
+
+@given(
+    rows=st.lists(st.integers(1, 4), min_size=1, max_size=40),
+    answers=st.lists(st.integers(0, 2), max_size=40),
+    replicas=st.integers(1, 3),
+)
+def test_a_batch_goes_to_the_replica_with_the_least_to_do(rows: list[int], answers: list[int], replicas: int) -> None:
+    async def play() -> None:
+        sinks = [Sink() for _ in range(replicas)]
+        pool = pool_of(*sinks, max_batch_size=4, max_wait_ms=0, max_queue=10_000)
+        send = pool.send
+
+        def checked(link: Link, batch: Batch) -> None:
+            open_to_work = [sink for sink in sinks if len(sink.inflight) < 2]
+            assert _rows(link) == min(map(_rows, open_to_work))
+            assert not link.inflight or all(sink.inflight for sink in sinks), "another had nothing to do"
+            send(link, batch)
+
+        cast(Any, pool).send = checked
+        for number, replica in zip(rows, [*answers, *[0] * len(rows)], strict=False):
+            pool.submit(job_of(number))
+            await turn()
+            if replica < replicas and sinks[replica].inflight:
+                sinks[replica].answer(pool)
+
+    asyncio.run(play())
+
+
+def _rows(link: Sink | Link) -> int:
+    return sum(batch.rows for batch in link.inflight.values())
 
 
 async def test_replicas_in_shadow_get_work_only_while_there_are_no_others() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving import dataserver
+from serving.board import Board
 from serving.config import Config, Server
 from serving.dataserver import DataServer
 from serving.directory import Directory
@@ -25,7 +26,7 @@ def test_a_data_plane_whose_loop_no_longer_comes_round_is_not_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataserver, "_STUCK_S", 0.3)
-    server = DataServer(config(tmp_path), Directory(tmp_path / "replicas"))
+    server = DataServer(config(tmp_path), Directory(tmp_path / "replicas"), Board(tmp_path / "routers"))
     server.start()
     try:
         time.sleep(0.5)

@@ -59,7 +59,8 @@ def test_what_a_socket_does_not_take_is_left_over() -> None:
     ours.setblocking(False)
     message = [bytes([number]) * 50_000 for number in range(20)]
     left, sent = pack(message), 0
-    inbox, found = Inbox(), []
+    inbox = Inbox()
+    found: list[list[memoryview]] = []
     with ours, theirs:
         while left:
             before = sum(map(len, left))
@@ -75,11 +76,12 @@ def test_what_a_socket_does_not_take_is_left_over() -> None:
 def test_more_frames_than_the_kernel_takes_at_once_go_in_turns() -> None:
     ours, theirs = socket.socketpair()
     message = [bytes(40) for _ in range(1500)]
+    inbox = Inbox()
+    found: list[list[memoryview]] = []
     with ours, theirs:
         left = pack(message)
         while left:
             left = send_some(ours, left)
-        inbox, found = Inbox(), []
         while not found:
             found = inbox.received(theirs.recv_into(inbox.space()))
     assert len(found[0]) == 1500

@@ -1,8 +1,8 @@
 """BentoML 1.4.39, tuned by its own documentation.
 
 Its documentation asks for adaptive batching (``batchable``) with a bound on latency, for as many workers as there are
-cores, and for ``concurrency`` to be the batch size; access log, metrics and tracing are off. A batchable method takes a
-list, and from outside only JSON or a form carries one: an image travels as base64 of its FP32 bytes.
+cores; access log, metrics and tracing are off. A batchable method takes a list, and from outside only JSON or a form
+carries one: an image travels as base64 of its FP32 bytes.
 """
 
 import base64
@@ -32,7 +32,7 @@ BENTOML: Final = Peer(
     ready_path="/readyz",
     request=_request,
     scores=_scores,
-    settings={"workers": 1, "max_latency_ms": 1000},
+    settings={"workers": 2, "max_latency_ms": 1000},
     tried=(
         {"workers": 1, "max_latency_ms": 1000},
         {"workers": 2, "max_latency_ms": 1000},

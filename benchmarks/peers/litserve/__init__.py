@@ -39,10 +39,7 @@ LITSERVE: Final = Peer(
         {"fast_queue": True, "workers": 1, "api_servers": 1, "max_batch_size": 1, "batch_timeout_s": 0.0},
         {"fast_queue": True, "workers": 1, "api_servers": 2, "max_batch_size": 1, "batch_timeout_s": 0.0},
         {"fast_queue": True, "workers": 2, "api_servers": 2, "max_batch_size": 1, "batch_timeout_s": 0.0},
-        {"fast_queue": True, "workers": 1, "api_servers": 1, "max_batch_size": 32, "batch_timeout_s": 0.0},
         {"fast_queue": True, "workers": 1, "api_servers": 1, "max_batch_size": 32, "batch_timeout_s": 0.002},
-        {"fast_queue": True, "workers": 1, "api_servers": 1, "max_batch_size": 32, "batch_timeout_s": 0.01},
         {"fast_queue": True, "workers": 1, "api_servers": 2, "max_batch_size": 32, "batch_timeout_s": 0.002},
-        {"fast_queue": False, "workers": 1, "api_servers": 2, "max_batch_size": 32, "batch_timeout_s": 0.002},
     ),
 )

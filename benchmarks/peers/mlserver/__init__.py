@@ -3,7 +3,8 @@
 Its documentation asks for adaptive batching with values found by experiment (``tried``), for no worker processes where
 a model is light (``parallel_workers`` 0), and for ``debug`` off, which turns its access log off as well. Over HTTP it
 knows no binary form: an image travels as one base64 string of its FP32 bytes, a content type of MLServer's own, because
-numbers in JSON cost more. Over gRPC it takes raw tensors like everybody else.
+numbers in JSON cost more. Over gRPC it takes raw tensors like everybody else. uvloop is held at 0.21: with newer ones
+its worker processes do not start.
 """
 
 import base64
@@ -39,7 +40,7 @@ MLSERVER: Final = Peer(
     request=_request,
     scores=json_scores,
     grpc=True,
-    settings={"workers": 0, "max_batch_time_s": 0.001},
+    settings={"workers": 0, "max_batch_time_s": 0.0005},
     tried=(
         {"workers": 0, "max_batch_time_s": 0.0005},
         {"workers": 0, "max_batch_time_s": 0.001},

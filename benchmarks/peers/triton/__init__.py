@@ -25,5 +25,6 @@ TRITON: Final = Peer(
         {"instances": 1, "max_queue_delay_us": 0, "http_threads": 2},
         {"instances": 1, "max_queue_delay_us": 100, "http_threads": 8},
         {"instances": 2, "max_queue_delay_us": 0, "http_threads": 8},
+        {"instances": 2, "max_queue_delay_us": 0, "http_threads": 2},
     ),
 )
