@@ -28,6 +28,7 @@ from serving.errors import (
     ServingError,
     UnavailableError,
 )
+from serving.fleet import Fleet
 from serving.mirror import Mirrored, MirrorLane, mirrored_batch
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.reply import Result, results_of
@@ -73,14 +74,23 @@ class Router:
         lane_factory: LaneFactory,
         arena: Arena | None = None,
     ) -> None:
-        self._config, self._directory, self._loop = config, directory, loop
-        self._metrics, self._lane_factory, self._arena = metrics, lane_factory, arena
+        self._config, self._loop = config, loop
+        self._metrics, self._lane_factory = metrics, lane_factory
         self._table = Table(0, 0, 0.0)
         self._lease_ends = 0.0
-        self._pools: dict[tuple[str, int], Pool] = {}
-        self._links: dict[str, Link] = {}
         self._lanes: dict[str, MirrorLane] = {}  # by model
-        self._live: dict[str, dict[int, ModelSpec]] = {name: {} for name in config.models}
+        self._fleet = Fleet(
+            config,
+            directory,
+            loop,
+            arena=arena,
+            is_baseline=lambda model, version: self._baseline_of(model) == version,
+            measure=lambda model: model in self._lanes,
+            on_reply=self._on_reply,
+            on_lost=self._on_lost,
+            on_leaving=self._rescue_queue,
+        )
+        self._pools = self._fleet.pools
         self._ticks = 0
         self.ticked = time.monotonic()  # when the loop last got round to it
         self.statistics = Statistics()
@@ -90,7 +100,7 @@ class Router:
 
     def models(self) -> Mapping[str, Mapping[int, ModelSpec]]:
         """Every model with its live versions."""
-        return self._live
+        return self._fleet.live
 
     def default_version(self, model: str) -> int:
         """The baseline."""
@@ -135,19 +145,15 @@ class Router:
 
     def start(self) -> None:
         """Begin to watch replicas, deadlines and the lease; replicas that are there already are known at once."""
-        self._scan()
+        self._fleet.scan()
         self._tick()
 
     def close(self) -> list[MirrorLane]:
         """Stop; returns the lanes whose recorders are still to be closed."""
         if self._timer is not None:
             self._timer.cancel()
-        for link in self._links.values():
-            link.close()
-            for batch in link.inflight.values():
-                _stop(batch.jobs)
-        for pool in self._pools.values():
-            _stop(pool.drain())
+        for job in self._fleet.close():
+            _fail(job, UnavailableError("the server is stopping"))
         lanes = list(self._lanes.values())
         for lane in lanes:
             lane.shed_queue()
@@ -172,7 +178,7 @@ class Router:
         self.renew()
         for model, route in table.routes.items():
             self._metrics.set_weight(model, route.weight)
-        self._note_live()
+        self._fleet.note_live()
         for pool in self._pools.values():
             pool.pump()
         return ended
@@ -317,7 +323,7 @@ class Router:
 
     def _on_reply(self, link: Link, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
         batch: Batch | None = link.inflight.pop(header.id, None)
-        pool = self._pool_of(link.replica)
+        pool = self._fleet.pool_of(link.replica)
         if batch is not None:
             replied = time.monotonic()
             started, link.replied = max(batch.sent, link.replied), replied
@@ -460,76 +466,12 @@ class Router:
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
-    def _pool_of(self, replica: Replica) -> Pool:
-        key = (replica.model, replica.version)
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = Pool(
-                ModelSpec.from_json(replica.spec),
-                self._config.models[replica.model].batching,
-                self._loop,
-                measure=lambda: replica.model in self._lanes,
-            )
-            self._pools[key] = pool
-        return pool
+    def _baseline_of(self, model: str) -> int | None:
+        route = self._table.routes.get(model)
+        return None if route is None else route.baseline
 
-    def _note_live(self) -> None:
-        """Bring ``models`` up to date: every request asks for it, while replicas seldom come and go.
-
-        A baseline stays while its replicas restart: its requests wait for them.
-        """
-        self._live = {name: {} for name in self._config.models}
-        for (model, version), pool in sorted(self._pools.items()):
-            route = self._table.routes.get(model)
-            if pool.links or (route is not None and route.baseline == version):
-                self._live[model][version] = pool.spec
-
-    def _scan(self) -> None:
-        """Meet new replicas, and let go of those that withdrew."""
-        announced = self._directory.replicas()
-        for replica_id, replica in announced.items():
-            if replica_id not in self._links and replica.model in self._config.models:
-                link = Link(
-                    self._loop,
-                    replica,
-                    arena=self._arena,
-                    on_reply=self._on_reply,
-                    on_down=self._on_down,
-                )
-                self._links[replica_id] = link
-                pool = self._pool_of(replica)
-                pool.links.append(link)
-                self._note_live()
-                log_event(_log, "replica_up", model=replica.model, version=replica.version, replica=replica_id)
-                pool.pump()
-        for replica_id in [known for known in self._links if known not in announced]:
-            link = self._links[replica_id]
-            link.leaving = True
-            self._rescue_queue(self._pool_of(link.replica))
-            if not link.inflight:
-                self._drop(link)
-
-    def _drop(self, link: Link) -> None:
-        link.close()
-        self._links.pop(link.replica.id, None)
-        key = (link.replica.model, link.replica.version)
-        pool = self._pools[key]
-        if link in pool.links:
-            pool.links.remove(link)
-            self._note_live()
-        route = self._table.routes.get(link.replica.model)
-        if not pool.links and not pool.waiting and (route is None or route.baseline != link.replica.version):
-            del self._pools[key]
-
-    def _on_down(self, link: Link) -> None:
+    def _on_lost(self, pool: Pool, batches: Sequence[Batch]) -> None:
         """A replica died: its batches are tried again, answered by the baseline, or counted."""
-        replica = link.replica
-        log_event(_log, "replica_down", level=logging.ERROR, model=replica.model, version=replica.version)
-        self._directory.withdraw(replica.id)
-        pool = self._pool_of(replica)
-        batches = list(link.inflight.values())
-        link.inflight.clear()
-        self._drop(link)
         for at, batch in enumerate(batches):
             self._lost(pool, batch, "its replica died", Status.ERROR, ran=at == 0)
         self._rescue_queue(pool)
@@ -579,7 +521,7 @@ class Router:
         self.ticked = time.monotonic()
         now = time.monotonic()
         if self._ticks % _SCAN_EVERY_TICKS == 0:
-            self._scan()
+            self._fleet.scan()
             self._show()
         for pool in list(self._pools.values()):
             self._expire(pool, now)
@@ -647,11 +589,6 @@ def _note_times(jobs: Iterable[Job], header: ReplyHeader, started: float, replie
             timing.decoded, timing.started, timing.replied = job.arrived, started, replied
             timing.copy_us, timing.preprocess_us = header.copy_us, header.preprocess_us
             timing.compute_us = header.compute_us
-
-
-def _stop(jobs: Iterable[Job]) -> None:
-    for job in jobs:
-        _fail(job, UnavailableError("the server is stopping"))
 
 
 def _fail(job: Job, error: ServingError) -> None:

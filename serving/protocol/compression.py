@@ -1,6 +1,7 @@
 """Compressed bodies: gzip and deflate, which in HTTP is zlib's format."""
 
 import zlib
+from collections.abc import Iterator
 from typing import Final
 
 from models.tensor import Buffer
@@ -8,6 +9,9 @@ from serving.errors import InvalidArgumentError, PayloadTooLargeError, Unsupport
 
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 _LEVEL: Final = 1  # tensors of real pictures hardly compress: speed before size
+# Read in small steps into one buffer: zlib's own way of handing out all at once takes twice the memory.
+_READ_BYTES: Final = 64 * 1024
+_WRITTEN_BYTES: Final = 1024 * 1024
 ENCODINGS: Final = frozenset(_WINDOW_BITS)
 
 
@@ -21,23 +25,36 @@ def check_encoding(encoding: str) -> None:
         raise UnsupportedMediaTypeError(f"content encoding {encoding!r} is not spoken here; use gzip or deflate")
 
 
-def decompress(data: Buffer, encoding: str, max_bytes: int) -> bytes:
-    """Decompress a whole body in memory bounded by ``max_bytes``.
+def decompress(data: Buffer, encoding: str, max_bytes: int) -> bytearray:
+    """Decompress a whole body in memory bounded by ``max_bytes`` and an eighth of it.
 
     Raises:
         InvalidArgumentError: corrupt, cut short, or followed by other bytes.
         PayloadTooLargeError: more than ``max_bytes`` when decompressed.
     """
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
+    view, body, at = memoryview(data), bytearray(), 0
     try:
-        body = stream.decompress(data, max_bytes + 1)
+        while at < len(view) and not stream.eof:
+            for piece in _pieces(stream, view[at : at + _READ_BYTES]):
+                body += piece
+                if len(body) > max_bytes:
+                    raise PayloadTooLargeError(f"the decompressed body is over the limit of {max_bytes} bytes")
+            at += _READ_BYTES
     except zlib.error as error:
         raise InvalidArgumentError(f"corrupt {encoding} body: {error}") from None
-    if len(body) > max_bytes:
-        raise PayloadTooLargeError(f"the decompressed body is over the limit of {max_bytes} bytes")
-    if not stream.eof or stream.unused_data:
+    if not stream.eof or stream.unused_data or at < len(view):
         raise InvalidArgumentError(f"corrupt {encoding} body: it is cut short or has bytes after its end")
     return body
+
+
+def _pieces(stream: "zlib._Decompress", data: Buffer) -> Iterator[bytes]:
+    """All that a part of a compressed body gives, in bounded pieces."""
+    piece = stream.decompress(data, _WRITTEN_BYTES)
+    yield piece
+    while len(piece) == _WRITTEN_BYTES and not stream.eof:  # there may be more to come, of what was read already
+        piece = stream.decompress(stream.unconsumed_tail, _WRITTEN_BYTES)
+        yield piece
 
 
 def compress(data: Buffer, encoding: str) -> bytes:

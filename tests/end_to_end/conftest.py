@@ -22,6 +22,15 @@ DOUBLER = {
     "comparator": {"kind": "classification", "output": "y", "tolerance": 1e-3},
     "rollout": {"policy": "policy.yaml"},
 }
+# One replica answers 8 requests in 20 ms; more clients than that are worth a second one.
+ELASTIC = {
+    **DOUBLER,
+    "replicas": {
+        **REPLICAS,
+        "autoscaling": {"max_replicas": 2, "target_queue": 6, "upscale_delay_s": 1, "downscale_delay_s": 2},
+    },
+    "batching": {"max_batch_size": 8},
+}
 # As strict as `equivalence`, but in seconds.
 POLICY = """
 name: quick
@@ -69,6 +78,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         write_doubler(repository, model, 1, "none")
         for version, fault in enumerate(("none", *FAULTS), start=2):
             write_doubler(repository, model, version, fault)
+    write_doubler(repository, "elastic", 1, "slow")
     for name, text in (
         ("policy.yaml", POLICY),
         ("quick.yaml", POLICY),
@@ -86,9 +96,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     }
     config = write_config(
         folder,
-        {"doubler": DOUBLER, "steady": DOUBLER, "digits": digits},
+        {"doubler": DOUBLER, "steady": DOUBLER, "elastic": ELASTIC, "digits": digits},
         backends={"doubler": "faults_for_tests:Doubler", "leaking": "models.reference.leaking:LeakingBackend"},
-        server={"deadline_s": DEADLINE_S},
+        server={"deadline_s": DEADLINE_S, "routers": 2},
     )
     running = Service(config)
     yield running

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Doubler:
-    """Parameter ``fault``: none, raises, hangs, exits, wrong_shape or allocates."""
+    """Parameter ``fault``: none, slow, raises, hangs, exits, wrong_shape or allocates."""
 
     def __init__(self, version: Any) -> None:
         self._fault = version.spec.parameters["fault"]
@@ -26,6 +26,10 @@ class Doubler:
         self._kept.clear()
 
     def _none(self, doubled: Any) -> Any:
+        return doubled
+
+    def _slow(self, doubled: Any) -> Any:
+        time.sleep(0.02)
         return doubled
 
     def _raises(self, doubled: Any) -> Any:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import tritonclient.http as triton
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from models.repository import write_hash
 from serving.client import AdminClient
@@ -125,14 +127,32 @@ class Service:
         return sorted(found)
 
     def pid_of(self, name: str) -> int:
-        """The process of a Serve replica, such as ``control``."""
+        """The process of a Serve replica, such as ``control``; of several, one of them."""
+        pids = self.pids_of(name)
+        assert pids, f"no process of {name}"
+        return pids[0]
+
+    def pids_of(self, name: str) -> list[int]:
+        """The processes of all replicas of that name."""
         listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
         mine = set(self.descendants())
-        for line in listed.splitlines()[1:]:
-            pid, _, arguments = line.strip().partition(" ")
-            if f"ServeReplica:{name}" in arguments and int(pid) in mine:
-                return int(pid)
-        raise AssertionError(f"no process of {name}")
+        rows = [line.strip().partition(" ") for line in listed.splitlines()[1:]]
+        found = [int(pid) for pid, _, arguments in rows if f"ServeReplica:{name}" in arguments]
+        return [pid for pid in found if pid in mine]
+
+    def scrape(self, metric: str, **labels: str) -> dict[str, float]:
+        """Samples with these labels, by router."""
+        try:
+            text = self._metrics()
+        except ConnectionError:  # a router that was just killed had it
+            text = self._metrics()
+        samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
+        samples = [each for each in samples if each.name == metric]
+        return {each.labels["router"]: each.value for each in samples if labels.items() <= each.labels.items()}
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as page:
+            return str(page.read().decode())
 
     def stop(self) -> float:
         """Ctrl-C; returns how many seconds it took."""
@@ -188,6 +208,31 @@ class Service:
         for thread in threads:
             thread.join()
         return load
+
+
+class Traffic:
+    """Clients that play until told to stop."""
+
+    def __init__(self, service: Service, model: str, clients: int = 4) -> None:
+        self._stop = threading.Event()
+        self._load = Load()
+        self._thread = threading.Thread(target=self._play, args=(service, model, clients))
+        self._thread.start()
+
+    def _play(self, service: Service, model: str, clients: int) -> None:
+        self._load = service.play(model, 1_000_000, clients=clients, until=self._stop.is_set)
+
+    def stop(self) -> Load:
+        """What they saw; may be asked for again."""
+        self._stop.set()
+        self._thread.join()
+        return self._load
+
+    def __enter__(self) -> "Traffic":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def _double(connection: Any, model: str, number: int) -> tuple[str, str]:

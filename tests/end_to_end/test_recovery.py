@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -11,27 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import DEADLINE_S
-from tests.end_to_end.service import Load, Service, understudy, wait_for
+from tests.end_to_end.service import Service, Traffic, understudy, wait_for
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(180)]
-
-
-class Traffic:
-    """Clients that play until told to stop."""
-
-    def __init__(self, service: Service, model: str) -> None:
-        self._stop = threading.Event()
-        self._load = Load()
-        self._thread = threading.Thread(target=self._play, args=(service, model))
-        self._thread.start()
-
-    def _play(self, service: Service, model: str) -> None:
-        self._load = service.play(model, 100_000, clients=4, until=self._stop.is_set)
-
-    def stop(self) -> Load:
-        self._stop.set()
-        self._thread.join()
-        return self._load
 
 
 def test_a_killed_controller_resumes_the_rollout_at_its_stage(service: Service) -> None:

@@ -1,7 +1,6 @@
 """The endpoint, the admin door and the metrics of a running service, through the clients that users have."""
 
 import json
-import urllib.request
 from pathlib import Path
 
 import httpx
@@ -134,10 +133,8 @@ def test_a_second_server_is_refused_its_ports(service: Service) -> None:
 
 
 def test_metrics_show_requests_weights_and_the_mirrors_account(service: Service) -> None:
-    with urllib.request.urlopen(service.metrics_url) as page:
-        text = page.read().decode()
-    assert 'understudy_requests_total{model="digits",outcome="ok",version="1"}' in text
-    assert "understudy_candidate_weight_percent" in text
+    assert sum(service.scrape("understudy_requests_total", model="digits", outcome="ok", version="1").values()) > 0
+    assert set(service.scrape("understudy_candidate_weight_percent", model="digits").values()) == {0.0}
 
 
 def test_logs_are_json_lines_without_payloads(service: Service) -> None:

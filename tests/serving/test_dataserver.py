@@ -1,25 +1,172 @@
-"""The data plane's thread: what its host hears of its health."""
+"""The data plane's thread: what its host hears of its health, and how several share their ports."""
 
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from rollout.traffic import Priority, Route
 from serving import dataserver
 from serving.board import Board
 from serving.config import Config, Server
 from serving.dataserver import DataServer
 from serving.directory import Directory
-from tests.end_to_end.service import free_ports
+from serving.replica import Worker
+from serving.router import Table
+from tests.end_to_end.service import free_ports, wait_for
+from tests.serving.doubler import BASELINE, MODEL, Doubler, spec_of
 from tests.serving.stage import config_of
 
 pytestmark = pytest.mark.timeout(30)
 
 
-def config(folder: Path) -> Config:
+def config(folder: Path, *, routers: int = 1, **model: Any) -> Config:
     names = ("http_port", "grpc_port", "metrics_port", "admin_port")
-    server = Server.model_validate({"host": "127.0.0.1", **dict(zip(names, free_ports(4), strict=True))})
-    return config_of(folder).model_copy(update={"server": server})
+    ports = dict(zip(names, free_ports(4), strict=True))
+    server = Server.model_validate({"host": "127.0.0.1", "routers": routers, **ports})
+    return config_of(folder, **model).model_copy(update={"server": server})
+
+
+class Machine:
+    """Some routers on the same ports and a replica, all in this process."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config, self.routers = folder, config, list[DataServer]()
+        self.right = 0
+        self.backend = Doubler("none")
+        self.worker = Worker(
+            replica_id="r",
+            spec=spec_of(BASELINE),
+            backend=self.backend,
+            directory=Directory(folder / "replicas"),
+            priority=Priority.NORMAL,
+            timeout_s=60,
+            exit_process=lambda status: None,
+        )
+        self.worker.start()
+
+    def router(self) -> DataServer:
+        """Another router; it has no table yet."""
+        started = DataServer(self.config, Directory(self.folder / "replicas"), Board(self.folder / "routers"))
+        self.routers.append(started)
+        started.start()
+        return started
+
+    def ask(self) -> int:
+        """One request over a connection of its own; the status."""
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
+        url = f"http://127.0.0.1:{self.config.server.http_port}/v2/models/{MODEL}/infer"
+        status = httpx.post(url, json={"inputs": [tensor]}, trust_env=False).status_code
+        self.right += status == 200
+        return status
+
+    def answers(self) -> bool:
+        try:
+            return self.ask() == 200
+        except httpx.TransportError:
+            return False
+
+    def counted(self) -> int:
+        """How many inferences the statistics tell, whoever is asked."""
+        url = f"http://127.0.0.1:{self.config.server.http_port}/v2/models/{MODEL}/stats"
+        (entry,) = httpx.get(url, trust_env=False).json()["model_stats"]
+        return int(entry["inference_count"])
+
+    def scraped(self) -> dict[str, float]:
+        """The requests that each router answered, of one scrape."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.config.server.metrics_port}/metrics") as page:
+            families = {each.name: each for each in text_string_to_metric_families(page.read().decode())}
+        samples = families["understudy_requests"].samples
+        return {each.labels["router"]: each.value for each in samples if each.labels["outcome"] == "ok"}
+
+    def close(self) -> None:
+        for router in self.routers:
+            router.stop()
+        self.backend.release.set()
+        self.worker.stop()
+
+
+def give_table(router: DataServer) -> None:
+    """What the control side says to every router."""
+    router.receive(asdict(Table(1, 1, 30.0, {MODEL: Route(model=MODEL, baseline=BASELINE, salt="salt")})))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
+    opened: list[Machine] = []
+
+    def start(**settings: Any) -> Machine:
+        opened.append(Machine(tmp_path, config(tmp_path, **settings)))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+def test_routers_share_their_ports_and_whoever_is_asked_tells_what_all_have_answered(
+    machine: Callable[..., Machine],
+) -> None:
+    here = machine(routers=2)
+    one, two = here.router(), here.router()
+    give_table(one)
+    wait_for(here.answers, timeout_s=5, what="the first router")
+    # The other has no table: it would have to refuse, so the kernel must not choose it.
+    assert [here.ask() for _ in range(20)] == [200] * 20
+    assert set(here.scraped()) == {one.id}
+    give_table(two)
+    wait_for(lambda: here.answers() and two.id in here.scraped(), timeout_s=5, what="the second router")
+    told = 0.0
+    for _ in range(40):
+        assert here.ask() == 200
+        shares = here.scraped()
+        assert told <= sum(shares.values()) <= here.right, "what was told once is never taken back"
+        told = sum(shares.values())
+    wait_for(lambda: sum(here.scraped().values()) == here.right, timeout_s=2, what="all answers to be told")
+    assert [here.counted() for _ in range(10)] == [here.right] * 10
+    shares = here.scraped()
+    assert min(shares[one.id], shares[two.id]) > 3, "the kernel spreads connections"
+
+
+def test_when_a_router_goes_the_others_go_on(machine: Callable[..., Machine]) -> None:
+    here = machine(routers=2)
+    one, two = here.router(), here.router()
+    for router in (one, two):
+        give_table(router)
+    wait_for(lambda: here.answers() and set(here.scraped()) == {one.id, two.id}, timeout_s=5, what="both routers")
+    one.stop()
+    assert [here.ask() for _ in range(20)] == [200] * 20
+    wait_for(lambda: set(here.scraped()) == {two.id}, timeout_s=5, what="the figures of the one that went to go")
+
+
+def test_a_router_that_is_alone_posts_nothing_and_tells_its_own_figures(machine: Callable[..., Machine]) -> None:
+    here = machine()
+    router = here.router()
+    give_table(router)
+    wait_for(here.answers, timeout_s=5, what="the router")
+    assert here.scraped() == {router.id: here.counted()}
+    time.sleep(0.6)
+    assert list((here.folder / "routers").iterdir()) == []
+
+
+def test_what_clients_want_is_posted_for_the_autoscaler(machine: Callable[..., Machine]) -> None:
+    here = machine(replicas={"autoscaling": {"max_replicas": 2, "target_queue": 4}})
+    router = here.router()
+    give_table(router)
+    wait_for(here.answers, timeout_s=5, what="the router")
+    board = Board(here.folder / "routers")
+    wait_for(board.notices, timeout_s=5, what="a notice")
+    (notice,) = board.notices()
+    assert notice.router == router.id
+    assert notice.demand[f"{MODEL}:{BASELINE}"] < 1
+    router.stop()
+    assert wait_for(lambda: not board.notices(), timeout_s=5, what="its notice to go")
 
 
 def test_a_data_plane_whose_loop_no_longer_comes_round_is_not_alive(

@@ -602,12 +602,12 @@ async def test_a_request_that_kills_is_quarantined_and_its_neighbours_are_answer
         stage.table(candidate=None)
         for _ in range(deaths + 1):
             stage.process(BASELINE)
-        await until(lambda: len(stage.router._links) == deaths + 1)
+        await until(lambda: len(stage.router._fleet._links) == deaths + 1)
         good = [asyncio.create_task(stage.ask(value)) for value in range(neighbours)]
         with pytest.raises(ModelFailedError, match=r"its process died \d times running this request"):
             await stage.router.infer(request_of(EXITS))
         assert [(await task).version for task in good] == [BASELINE] * neighbours
-        assert len(stage.router._links) == 1
+        assert len(stage.router._fleet._links) == 1
     finally:
         stage.close()
 
@@ -682,7 +682,7 @@ async def test_a_hanging_baseline_gets_no_more_work_while_another_replica_lives(
         hanging = asyncio.create_task(stage.router.infer(request_of(HANGS, timeout_s=1)))
         await asyncio.sleep(0.05)
         second = stage.thread(BASELINE)
-        await until(lambda: len(stage.router._links) == 2)
+        await until(lambda: len(stage.router._fleet._links) == 2)
         assert (await stage.ask(1)).version == BASELINE
         await until(lambda: len(second.batches) == 2)  # the request that hung was tried again
         with pytest.raises(ServingError):

@@ -1,6 +1,6 @@
 from typing import Any
 
-from serving.statistics import Statistics
+from serving.statistics import Statistics, total
 
 
 def recorded(statistics: Statistics, **facts: Any) -> None:
@@ -55,3 +55,22 @@ def test_versions_are_counted_apart() -> None:
     recorded(statistics)
     assert statistics.of("m", 2)["inference_count"] == 0
     assert statistics.of("n", 1)["inference_count"] == 0
+
+
+def test_what_several_routers_counted_adds_up_to_what_one_would_have_counted() -> None:
+    clock = iter(range(1_000_000, 100_000_000, 1_000_000))
+    routers, alone = [Statistics(clock=lambda: now) for _ in range(3)], Statistics(clock=lambda: now)
+    for number in range(12):
+        now = next(clock)
+        for statistics in (routers[number % 2], alone):  # the third has answered nothing
+            recorded(statistics, requests=1 + number % 3, rows=2 + number % 4, infer_ns=number)
+            statistics.record_failure("m", 1, total_ns=7)
+    assert total(statistics.of("m", 1) for statistics in routers) == alone.of("m", 1)
+    assert total([alone.of("m", 1)]) == alone.of("m", 1)
+
+
+def test_all_that_was_counted_can_be_told_at_once() -> None:
+    statistics = Statistics()
+    recorded(statistics)
+    statistics.record_failure("m", 2, total_ns=7)
+    assert statistics.all() == [statistics.of("m", 1), statistics.of("m", 2)]
