@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench peers wrk proto perf_analyzer foreign_clients reference clean
+.PHONY: setup demo test check format bench alternatives peers fuzz wrk proto perf_analyzer foreign_clients reference clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ proto: $(READY)
 bench: $(READY) wrk
 	$(BIN)/python -m benchmarks.overhead
 
+# What the HTTP door and the channel to the replicas were chosen over.
+alternatives: $(READY) wrk
+	$(BIN)/python -m benchmarks.alternatives
+
 # Triton, MLServer, LitServe, BentoML and Ray Serve beside Understudy; their packages go into .venv-peers.
 peers: $(READY) wrk
 	$(BIN)/python -m benchmarks.peers
@@ -49,6 +53,11 @@ perf_analyzer: $(READY)
 
 foreign_clients: $(READY)
 	$(BIN)/python -m tests.contract.foreign
+
+# 100,000 malformed bodies over HTTP, 20,000 messages over gRPC, and the decoders under atheris.
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m benchmarks.fuzz
 
 wrk:
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes wrk; } || \

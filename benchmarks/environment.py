@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-PACKAGES: Final = ("numpy", "onnxruntime", "orjson", "pyzmq", "ray", "uvicorn", "uvloop", "httptools")
+PACKAGES: Final = ("numpy", "onnxruntime", "orjson", "ray", "uvicorn", "uvloop", "httptools")
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 

@@ -68,6 +68,10 @@ def create_app(operations: Operations, *, token: str | None) -> FastAPI:
     def models() -> dict[str, Any]:
         return operations.models()
 
+    @app.get("/processes")
+    def processes() -> dict[str, Any]:
+        return operations.processes()
+
     @app.post("/rollouts")
     def start(body: StartBody) -> dict[str, Any]:
         return operations.start(Start(**body.model_dump()))

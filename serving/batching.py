@@ -90,7 +90,10 @@ def signature_of(inputs: Iterable[Tensor], *, batched: bool) -> Signature:
 
 
 class Pool:
-    """One version's queue and its replicas."""
+    """One version's queue and its replicas.
+
+    If they are ``shared`` with other routers, these keep them from idling: a busy one is sent full batches alone.
+    """
 
     def __init__(
         self,
@@ -99,8 +102,9 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         *,
         measure: Callable[[], bool],
+        shared: bool = False,
     ) -> None:
-        self.spec, self.batching = spec, batching
+        self.spec, self.batching, self._shared = spec, batching, shared
         self.links: list[Link] = []
         self.queued_items = 0
         self._adopted_items = 0  # of these, what another version failed
@@ -247,9 +251,13 @@ class Pool:
         busy = [link for link in self.active if link.usable and len(link.inflight) == 1]
         if not busy:
             return None
+        if self.queued_items >= self.max_rows:
+            return min(busy, key=_outstanding)
+        if self._shared:
+            return None
         waited = time.monotonic() - self._queue[0].arrived
         wait_s = self.batching.max_wait_ms / 1000
-        if self.queued_items >= self.max_rows or waited >= wait_s:
+        if waited >= wait_s:
             return min(busy, key=_outstanding)
         if not self._timed:
             self._timed = True

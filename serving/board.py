@@ -4,8 +4,11 @@ They share their ports, so a scrape or a question about statistics reaches any o
 autoscaler reads the same files; it needs neither the control process nor a router's attention.
 """
 
+import contextlib
 import itertools
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +18,7 @@ from typing import Any, Final
 import orjson
 from prometheus_client.metrics_core import Metric
 
+_log = logging.getLogger("understudy.router")
 POST_EVERY_S: Final = 0.5
 FRESH_S: Final = 3.0  # a router that posted nothing for so long is dead or stopped
 _REMOVE_S: Final = 30.0
@@ -94,6 +98,54 @@ class Board:
 
     def _path(self, router: str) -> Path:
         return self.folder / f"{router}.json"
+
+
+class Seat:
+    """One router at the board. ``own`` gives its figures, from any thread; from ``start`` on they are posted.
+
+    A router that is not one of ``several`` needs no board to know all figures; the autoscaler may need it.
+    """
+
+    def __init__(self, board: Board, router: str, own: Callable[[], Notice], *, several: bool) -> None:
+        self._board, self._router, self._own, self._several = board, router, own, several
+        self._posting = threading.Lock()
+        self._stopping = threading.Event()
+        self._poster = threading.Thread(target=self._keep_posting, name="board", daemon=True)
+
+    def start(self) -> None:
+        """Begin to post."""
+        self._poster.start()
+
+    def stop(self) -> None:
+        """End that, and take the notice away."""
+        self._stopping.set()
+
+    def notices(self) -> list[Notice]:
+        """What every router tells. This one posts first: whoever is asked next must not know less than was said."""
+        if not self._several:
+            return [self._own()]
+        own = self._post()
+        return [own, *(each for each in self._board.notices() if each.router != self._router)]
+
+    def others(self) -> list[Mapping[str, Any]]:
+        """The statistics of the other routers, of any version."""
+        notices = self.notices() if self._several else []
+        return [entry for notice in notices if notice.router != self._router for entry in notice.statistics]
+
+    def _post(self) -> Notice:
+        with self._posting:  # so that an older notice never replaces a newer one
+            own = self._own()
+            try:
+                self._board.post(own)
+            except OSError as error:
+                _log.warning("the board cannot be written to: %s", error.strerror)
+            return own
+
+    def _keep_posting(self) -> None:
+        while not self._stopping.wait(POST_EVERY_S):
+            self._post()
+        with contextlib.suppress(OSError):
+            self._board.withdraw(self._router)
 
 
 def demand_key(model: str, version: int) -> str:

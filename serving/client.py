@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import httpx
 
+from serving.directory import Process
 from serving.errors import ServingError
 
 
@@ -42,6 +43,10 @@ class AdminClient:
     def models(self) -> dict[str, Any]:
         """Every served model: baseline and versions."""
         return self._call("GET", "/models")
+
+    def processes(self) -> list[Process]:
+        """The processes that requests pass through, on the machine of the server."""
+        return [Process(**each) for each in self._call("GET", "/processes")["processes"]]
 
     def start(self, model: str, candidate: int, **options: Any) -> dict[str, Any]:
         """Begin a rollout; options: policy, stages, supersede, actor, notes. Returns deployment_id and folder."""

@@ -68,6 +68,11 @@ class Server(_Section):
     limits: Limits = Limits()
     max_grpc_message: ByteSize = Field(default=ByteSize(2048 * MEBIBYTE - 1), le=2048 * MEBIBYTE - 1)
 
+    def url(self, port: int) -> str:
+        """Where a process of this machine reaches a door."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
     @model_validator(mode="after")
     def _doors_are_distinct(self) -> Self:
         ports = [self.http_port, self.grpc_port, self.metrics_port, self.admin_port]

@@ -17,7 +17,7 @@ from models.errors import UnderstudyError
 from models.repository import Repository
 from rollout.traffic import Head, Priority, Readiness, Route, Snapshot
 from serving.config import Config
-from serving.directory import Directory
+from serving.directory import Directory, Process
 from serving.router import Table
 from shadow.accounting import Account
 from shadow.errors import EvidenceError
@@ -84,6 +84,7 @@ class ControlTraffic:
         self._recorded_heads = heads
         self._previous: dict[str, int] = {}
         self._heard: dict[str, float] = {}
+        self._pids: dict[str, int] = {}  # by router
 
     # -- rollout.traffic.Traffic ---------------------------------------------------------------------------------------
 
@@ -202,6 +203,7 @@ class ControlTraffic:
 
     def _take(self, report: Mapping[str, Any]) -> None:
         self._heard[report["router"]] = time.monotonic()
+        self._pids[report["router"]] = report["pid"]
         for lane in report["lanes"]:
             if self._route_of(lane["deployment_id"]) is None:
                 continue  # it has ended: what comes now is after the last decision
@@ -259,6 +261,17 @@ class ControlTraffic:
         if ended is not None:
             with self._joining:
                 ended.labels.close()
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[Process]:
+        """Those that requests pass through: the routers heard lately, and the replicas that announced themselves."""
+        routers = [Process(role="router", pid=pid) for name, pid in list(self._pids.items()) if self._is_heard(name)]
+        replicas = [
+            Process(role="replica", pid=each.pid, model=each.model, version=each.version, priority=str(each.priority))
+            for each in self._directory.replicas().values()
+        ]
+        return sorted(routers, key=lambda each: each.pid) + sorted(replicas, key=lambda each: each.name)
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ Nothing here knows Ray: ``serving.deployments`` hosts it and carries its exchang
 """
 
 import asyncio
-import contextlib
 import gc
 import logging
+import os
 import sys
 import threading
 import time
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from rollout.traffic import Route
 from serving.arena import Arena
-from serving.board import POST_EVERY_S, Board, Notice, demand_key, families_of
+from serving.board import Board, Notice, Seat, demand_key, families_of
 from serving.config import Config, Model, Server
 from serving.control import table_from
 from serving.dataplane import DataPlane
@@ -56,17 +56,16 @@ class DataServer:
     """
 
     def __init__(self, config: Config, directory: Directory, board: Board) -> None:
-        self._config, self._directory, self._board = config, directory, board
+        self._config, self._directory = config, directory
         self._several = config.server.routers > 1
-        self._posts = self._several or any(model.replicas.autoscaling for model in config.models.values())
-        self._posting = threading.Lock()
+        self._scales = any(model.replicas.autoscaling for model in config.models.values())
         self._demand: dict[str, float] = {}
         self._routed: asyncio.Event | None = None
-        self._poster = threading.Thread(target=self._keep_posting, name="board", daemon=True)
         self.id = uuid.uuid4().hex[:8]
+        self._seat = Seat(board, self.id, self._notice, several=self._several)
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._ready, self._ended = threading.Event(), threading.Event()
+        self._ready = threading.Event()
         self._stop: asyncio.Event | None = None
         self._failure: BaseException | None = None
         self._router: Router | None = None
@@ -87,8 +86,8 @@ class DataServer:
             raise LaunchError(f"the data plane did not start within {_START_S:.0f} s")
         if self._failure is not None:
             raise LaunchError(f"the data plane did not start: {self._failure}")
-        if self._posts:
-            self._poster.start()
+        if self._several or self._scales:
+            self._seat.start()
 
     @property
     def alive(self) -> bool:
@@ -101,7 +100,7 @@ class DataServer:
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=_GRACE_S + 2)
-        self._ended.set()
+        self._seat.stop()
         for thread in self._closing:
             thread.join(timeout=1)
 
@@ -110,6 +109,7 @@ class DataServer:
         assert self._router is not None
         return {
             "router": self.id,
+            "pid": os.getpid(),
             "table": self._router.table.order,
             "lanes": [_lane_report(lane) for lane in list(self._router.lanes.values())],
         }
@@ -141,7 +141,7 @@ class DataServer:
             self._failure = error
             _log.exception("the data plane ended")
         finally:
-            self._ended.set()
+            self._seat.stop()
             self._ready.set()
 
     async def _serve(self) -> None:
@@ -160,7 +160,7 @@ class DataServer:
         self._router = router
         stages = Stages()
         self._registry.register(stages)
-        plane = DataPlane(router, stages=stages, others=self._others)
+        plane = DataPlane(router, stages=stages, others=self._seat.others)
         app = HttpApp(plane, max_body_bytes=server.max_body, arena=arena)
         sock = bind(server.host, server.http_port, reuse_port=self._several)
         http = HttpServer(app, sock, limits=_limits(server), allocate=app.allocate)
@@ -188,7 +188,7 @@ class DataServer:
             reuse_port=self._several,
         )
         registry = CollectorRegistry()
-        registry.register(AllRouters(self._notices))
+        registry.register(AllRouters(self._seat.notices))
         metrics = MetricsServer(server.host, server.metrics_port, registry, reuse_port=self._several)
         metrics.start()
         await http.start()
@@ -207,8 +207,6 @@ class DataServer:
         for each in waiting:
             each.cancel()
 
-    # -- what all routers know of each other -------------------------------------------------------------------------
-
     def _notice(self) -> Notice:
         assert self._router is not None
         return Notice(
@@ -218,35 +216,9 @@ class DataServer:
             demand=dict(self._demand),
         )
 
-    def _notices(self) -> list[Notice]:
-        """What every router tells. This one posts first: whoever is asked next must not know less than was said."""
-        if not self._several:
-            return [self._notice()]
-        self._post()
-        return self._board.notices()
-
-    def _others(self) -> list[Mapping[str, Any]]:
-        """What the other routers counted of any version."""
-        if not self._several:
-            return []
-        return [entry for notice in self._notices() if notice.router != self.id for entry in notice.statistics]
-
-    def _post(self) -> None:
-        with self._posting:  # so that an older notice never replaces a newer one
-            self._board.post(self._notice())
-
-    def _keep_posting(self) -> None:
-        while not self._ended.wait(POST_EVERY_S):
-            try:
-                self._post()
-            except OSError as error:
-                _log.warning("the board cannot be written to: %s", error.strerror)
-        with contextlib.suppress(OSError):
-            self._board.withdraw(self.id)
-
     def _measure_demand(self) -> None:
         """Average what clients want of each version: an instant says little, as batches come and go."""
-        if not any(model.replicas.autoscaling for model in self._config.models.values()):
+        if not self._scales:
             return
         assert self._loop is not None
         assert self._router is not None

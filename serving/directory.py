@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import orjson
 
@@ -32,6 +32,23 @@ class Replica:
         """The inverse of what ``Directory.announce`` writes."""
         value = orjson.loads(raw)
         return cls(**{**value, "priority": Priority(value["priority"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process that requests pass through: a router, or the replica of a version at a priority."""
+
+    role: Literal["router", "replica"]
+    pid: int
+    model: str | None = None
+    version: int | None = None
+    priority: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``router-7`` or ``digits-1-normal-8``; the last number is the pid."""
+        parts = [self.role] if self.model is None else [self.model, self.version, self.priority]
+        return "-".join(map(str, [*parts, self.pid]))
 
 
 class Directory:

@@ -56,6 +56,7 @@ class Fleet:
                 self._config.models[replica.model].batching,
                 self._loop,
                 measure=lambda: self._measure(replica.model),
+                shared=self._config.server.routers > 1,
             )
         return pool
 

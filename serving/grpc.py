@@ -6,6 +6,7 @@ messages.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
@@ -31,6 +32,7 @@ from serving.protocol.protobuf import (
     request_id_of,
     version_of,
 )
+from serving.stages import Timing
 from serving.telemetry import log_event
 
 MAX_MESSAGE_BYTES: Final = 2**31 - 1  # protobuf's own limit
@@ -59,8 +61,9 @@ class _Call(NamedTuple):
                 arm = value
         return cls(key, arm, context.time_remaining())
 
-    def apply(self, request: InferRequest) -> None:
+    def apply(self, request: InferRequest, received: float) -> None:
         request.key, request.arm, request.timeout_s = self.key, self.arm, self.timeout_s
+        request.timing = Timing(received)
 
 
 class GrpcServer:
@@ -172,15 +175,18 @@ class _Infer:
 
     async def one(self, body: bytes, context: Any) -> bytes:
         """One request, one answer; the trailing metadata names the request."""
+        received = time.monotonic()
         request_id = self._plane.new_request_id()
         try:
             decoded = decode_infer(body)
             request = decoded.request
             request_id = request.request_id = request.id or request_id
             context.set_trailing_metadata(((REQUEST_ID, header_safe(request_id)),))
-            _Call.of(context).apply(request)
+            _Call.of(context).apply(request, received)
             response = await self._plane.infer(request, decoded.outputs)
-            return encode_infer(response, client_id=request.id)
+            encoded = encode_infer(response, client_id=request.id)
+            self._plane.answered(request, response)
+            return encoded
         except UnderstudyError as error:
             refusal = error
         except Exception:  # noqa: BLE001 - the transport's edge: one request's surprise stays that request's
@@ -209,28 +215,31 @@ class _Infer:
     ) -> None:
         try:
             async for body in bodies:
-                await answers.put(asyncio.create_task(self._streamed(body, call)))
+                await answers.put(asyncio.create_task(self._streamed(body, call, time.monotonic())))
         finally:
             await answers.put(None)
 
-    async def _streamed(self, body: bytes, call: _Call) -> bytes:
+    async def _streamed(self, body: bytes, call: _Call, received: float) -> bytes:
         """One request of a stream; whatever happens to it, the stream goes on."""
         try:
             decoded = decode_infer(body)
         except UnderstudyError as error:
             return encode_streamed_error(error_details(str(error)), client_id=request_id_of(body))
         try:
-            return await self._answered(decoded, call)
+            return await self._answered(decoded, call, received)
         except UnderstudyError as error:
             return encode_streamed_error(error_details(str(error)), client_id=decoded.request.id)
         except Exception:  # noqa: BLE001 - the transport's edge: one request's surprise stays that request's
             log_event(logger, _INTERNAL, logging.ERROR, exc_info=True, request_id=decoded.request.request_id)
             return encode_streamed_error(_INTERNAL, client_id=decoded.request.id)
 
-    async def _answered(self, decoded: DecodedInfer, call: _Call) -> bytes:
-        call.apply(decoded.request)
-        response = await self._plane.infer(decoded.request, decoded.outputs)
-        return encode_streamed(response, client_id=decoded.request.id)
+    async def _answered(self, decoded: DecodedInfer, call: _Call, received: float) -> bytes:
+        request = decoded.request
+        call.apply(request, received)
+        response = await self._plane.infer(request, decoded.outputs)
+        encoded = encode_streamed(response, client_id=request.id)
+        self._plane.answered(request, response)
+        return encoded
 
 
 def _unary(asked: str, answered: str, answer: Callable[[Any], Mapping[str, Any]]) -> Any:

@@ -143,7 +143,7 @@ def _check_placement(config: Config) -> None:
 
 
 def _wait_until_ready(config: Config) -> None:
-    base = f"http://{_bracketed(config.server.host)}:{config.server.http_port}"
+    base = config.server.url(config.server.http_port)
     waiting = [f"{base}/v2/models/{name}/ready" for name in config.models]
     deadline = time.monotonic() + READY_TIMEOUT_S
     with httpx.Client(timeout=2, trust_env=False) as client:
@@ -160,12 +160,6 @@ def _wait_until_ready(config: Config) -> None:
             except httpx.TransportError:
                 pass
             time.sleep(_POLL_S)
-
-
-def _bracketed(host: str) -> str:
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _stop() -> None:

@@ -1,7 +1,7 @@
 """What an operator can do: the admin door and whatever else may come only translate to these."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class Operations:
             name: {"baseline": self._controller.baseline(name), "versions": self._repository.versions(name)}
             for name in self._config.models
         }
+
+    def processes(self) -> dict[str, Any]:
+        """The processes of this machine that requests pass through."""
+        return {"processes": [asdict(each) for each in self._traffic.processes()]}
 
     def start(self, wish: Start) -> dict[str, Any]:
         """Begin a rollout.

@@ -17,9 +17,9 @@ class _SchedParam(ctypes.Structure):
 def lower_priority() -> str:
     """Give this thread, and all threads that it starts from now on, the lowest scheduling class; returns which.
 
-    Through the C library rather than by system call: it remembers each thread's class, hands that on to the threads it
-    makes, and ZeroMQ's threads set what they find there. Told of the old class they would try to raise themselves,
-    which an ordinary user may not, and end the process.
+    Through the C library rather than by system call: it remembers each thread's class and hands that on to the threads
+    it makes. Told of the old class, a library that sets its threads' class would try to raise them, which an ordinary
+    user may not.
     """
     libc = ctypes.CDLL(None)
     libc.pthread_self.restype = ctypes.c_ulong

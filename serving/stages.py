@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 STAGES: Final = ("decode", "queue", "transfer", "copy", "preprocess", "compute", "encode", "unexplained")
 _SCALE: Final = tuple(mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5))
 BUCKETS_S: Final = (*_SCALE, 10.0)
-_METRIC: Final = "understudy_stage_seconds"
+METRIC: Final = "understudy_stage_seconds"
 _US: Final = 1e-6
 
 
@@ -89,7 +89,7 @@ class Stages(Collector):
     def collect(self) -> Iterator[Metric]:
         """All of it for Prometheus."""
         family = HistogramMetricFamily(
-            _METRIC, "Time of a request in each stage of its way.", labels=("model", "version", "stage")
+            METRIC, "Time of a request in each stage of its way.", labels=("model", "version", "stage")
         )
         for (model, version), histograms in list(self._versions.items()):
             for stage, histogram in zip(STAGES, histograms, strict=True):

@@ -1,4 +1,4 @@
-"""A batch and its reply as ZeroMQ frames, between a router and a model replica.
+"""A batch and its reply as frames of a message, between a router and a model replica.
 
 A batch is ``[header, frame…]``: the inputs in declared order; an input whose tensors are small travels as one joined
 frame, a larger one as one frame per request, so that no image is copied in the router; where the replica can read the

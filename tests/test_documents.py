@@ -27,6 +27,7 @@ from serving.cli import app
 from serving.config import load_config
 from serving.dataplane import DataPlane
 from serving.protocol.errors import HTTP_STATUS
+from serving.stages import STAGES, Stages
 from serving.telemetry import Metrics
 from tests.contract.local_engine import Endpoint, LocalEngine, served
 
@@ -220,10 +221,15 @@ def test_every_gate_preset_and_outcome_is_described_with_its_limits() -> None:
 def test_the_metrics_table_names_what_is_exported() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
+    registry.register(Stages())
     kinds = {family.name: family.type for family in registry.collect()}
     exported = {f"{name}_total" if kind == "counter" else name for name, kind in kinds.items()}
     assert set(re.findall(r"^\| `(understudy_\w+)`", README, re.MULTILINE)) == exported
     assert set(re.findall(r"`(understudy_\w+)`", README)) == exported
+
+
+def test_every_stage_of_a_request_is_described() -> None:
+    assert tuple(re.findall(r"^\| ([a-z]+) \| from .*\|$", README, re.MULTILINE)) == STAGES
 
 
 def test_the_status_codes_are_those_of_the_table_of_errors() -> None:

@@ -39,7 +39,7 @@ _PICTURES: Final = tuple(
             settings={"mode": mode, "resize": resize, "max_pixels": 1_000_000},
         )
     )
-    for channels, mode, resize in ((1, "L", "stretch"), (3, "RGB", 8), (3, "BGR", "none"))
+    for channels, mode, resize in ((1, "L", "stretch"), (3, "RGB", 8), (3, "BGR", 16))
 )
 
 

@@ -9,6 +9,7 @@ from models.errors import UnderstudyError
 from serving.cli import demo as demo_commands
 from serving.cli import evidence, labels, rollout
 from serving.cli import models as models_commands
+from serving.cli import profile as profile_commands
 from serving.cli import report as report_commands
 from serving.cli import serve as serve_commands
 
@@ -26,6 +27,7 @@ app.add_typer(labels.app, name="labels")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(models_commands.app, name="models")
 app.command("schema-diff")(models_commands.schema_diff)
+app.command("profile")(profile_commands.profile)
 
 
 def main() -> None:

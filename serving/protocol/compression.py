@@ -9,7 +9,7 @@ from serving.errors import InvalidArgumentError, PayloadTooLargeError, Unsupport
 
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 _LEVEL: Final = 1  # tensors of real pictures hardly compress: speed before size
-# Read in small steps into one buffer: zlib's own way of handing out all at once takes twice the memory.
+# Read in small steps: zlib's own way of handing out all at once takes twice the memory before it can be refused.
 _READ_BYTES: Final = 64 * 1024
 _WRITTEN_BYTES: Final = 1024 * 1024
 ENCODINGS: Final = frozenset(_WINDOW_BITS)
@@ -25,27 +25,28 @@ def check_encoding(encoding: str) -> None:
         raise UnsupportedMediaTypeError(f"content encoding {encoding!r} is not spoken here; use gzip or deflate")
 
 
-def decompress(data: Buffer, encoding: str, max_bytes: int) -> bytearray:
-    """Decompress a whole body in memory bounded by ``max_bytes`` and an eighth of it.
+def decompress(data: Buffer, encoding: str, max_bytes: int) -> bytes:
+    """Decompress a whole body in memory bounded by ``max_bytes``, or twice that where it keeps to them.
 
     Raises:
         InvalidArgumentError: corrupt, cut short, or followed by other bytes.
         PayloadTooLargeError: more than ``max_bytes`` when decompressed.
     """
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
-    view, body, at = memoryview(data), bytearray(), 0
+    view, pieces, total, at = memoryview(data), [], 0, 0
     try:
         while at < len(view) and not stream.eof:
             for piece in _pieces(stream, view[at : at + _READ_BYTES]):
-                body += piece
-                if len(body) > max_bytes:
+                pieces.append(piece)
+                total += len(piece)
+                if total > max_bytes:
                     raise PayloadTooLargeError(f"the decompressed body is over the limit of {max_bytes} bytes")
             at += _READ_BYTES
     except zlib.error as error:
         raise InvalidArgumentError(f"corrupt {encoding} body: {error}") from None
     if not stream.eof or stream.unused_data or at < len(view):
         raise InvalidArgumentError(f"corrupt {encoding} body: it is cut short or has bytes after its end")
-    return body
+    return b"".join(pieces)
 
 
 def _pieces(stream: "zlib._Decompress", data: Buffer) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serving.protocol.proto import HEALTH, INFERENCE, message
 from tests.contract.local_engine import Endpoint
 
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ALLOWED = frozenset(
     {
         grpc.StatusCode.OK,
@@ -111,7 +111,7 @@ def requests(draw: st.DrawFn) -> bytes:
     return body
 
 
-@settings(FEW, max_examples=300)
+@settings(FEW, max_examples=150)
 @given(body=st.one_of(requests(), requests(), st.binary(max_size=50)))
 def test_any_infer_request(channel: grpc.Channel, body: bytes) -> None:
     ask(channel, "ModelInfer", body)
@@ -126,7 +126,7 @@ def test_any_method(channel: grpc.Channel, method: str, body: bytes) -> None:
     assert ask(channel, "ServerLive", b"") == b"\x08\x01"
 
 
-@settings(FEW, max_examples=60)
+@settings(FEW, max_examples=30)
 @given(bodies=st.lists(st.one_of(requests(), st.binary(max_size=30)), max_size=6))
 def test_any_stream_has_an_answer_for_each_request_and_goes_on(channel: grpc.Channel, bodies: list[bytes]) -> None:
     good = Request(model_name="id_fp32", id="last", raw_input_contents=[bytes(8)])

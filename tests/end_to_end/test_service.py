@@ -1,6 +1,7 @@
 """The endpoint, the admin door and the metrics of a running service, through the clients that users have."""
 
 import json
+import threading
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from models.reference.digits import load_split
-from tests.end_to_end.service import Service, understudy, wait_for
+from tests.end_to_end.service import Load, Service, understudy, wait_for
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(120)]
 
@@ -147,3 +148,29 @@ def test_logs_are_json_lines_without_payloads(service: Service) -> None:
 def test_the_admin_door_speaks_openapi(service: Service) -> None:
     paths = httpx.get(f"{service.admin_url}/openapi.json", trust_env=False).json()["paths"]
     assert "/rollouts/{model}" in paths
+
+
+def test_a_profile_names_the_stages_and_draws_what_the_processes_do(service: Service, tmp_path: Path) -> None:
+    over = threading.Event()
+    player = threading.Thread(target=lambda: loads.append(service.play("steady", 1_000_000, until=over.is_set)))
+    loads: list[Load] = []
+    player.start()
+    try:
+        done = understudy("profile", str(service.config), "--seconds", "2", "--out", str(tmp_path), "--json")
+    finally:
+        over.set()
+        player.join()
+    assert done.returncode == 0, done.stderr
+    assert loads[0].errors == []
+    found = json.loads(done.stdout)
+    (steady,) = [each for each in found["versions"] if each["model"] == "steady"]
+    assert 0 < steady["requests"] <= len(loads[0].latencies_s)
+    assert sum(stage["share"] for stage in steady["stages"].values()) == pytest.approx(1)
+    assert 0 < steady["mean_s"] < float(np.mean(loads[0].latencies_s)) * 1.5
+    if any("may not attach" in problem for problem in found["problems"]):
+        pytest.skip(found["problems"][0])
+    drawn = {Path(path).stem.rpartition("-")[0]: Path(path).read_text() for path in found["flamegraphs"]}
+    assert {"router", "steady-1-normal"} <= set(drawn)
+    for name, code in (("router", "serving/router.py"), ("steady-1-normal", "serving/replica.py")):
+        assert "<svg" in drawn[name]
+        assert code in drawn[name]

@@ -1,6 +1,7 @@
 """What the tests of the control side play on: a repository, a host in memory, and routers' reports."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,7 +152,7 @@ class Reporter:
             "error": error,
             "reasons": dict(recorded.reasons),
         }
-        return {"router": self.name, "table": self.table, "lanes": [lane]}
+        return {"router": self.name, "pid": os.getpid(), "table": self.table, "lanes": [lane]}
 
     async def exchange(self, traffic: ControlTraffic, *, wait_s: float = 0.0, error: str | None = None) -> None:
         """Report, and take the table."""
@@ -199,6 +200,8 @@ def door(office: Office, token: str | None = None) -> Iterator[str]:
     sock = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="door")
     thread.start()
+    while not server.started:
+        time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
     finally:

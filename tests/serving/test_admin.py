@@ -1,6 +1,7 @@
 """The admin door over a real controller and a real database; model replicas are hosted in memory."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import httpx
 import pytest
 
 from rollout.traffic import Readiness
+from serving import control
 from serving.admin import create_app
-from tests.serving.control_room import Office, write_version
+from serving.client import AdminClient
+from serving.directory import Process
+from tests.serving.control_room import Office, Reporter, door, write_version
 from tests.serving.doubler import MODEL
 from tests.serving.stage import config_of
 
@@ -59,6 +63,19 @@ def refused(response: Any, status: int) -> str:
 
 def test_models_are_listed_with_their_baseline_and_versions(client: Client) -> None:
     assert client.get("/models").json() == {MODEL: {"baseline": 1, "versions": [1, 2, 3, 4]}}
+
+
+def test_processes_are_the_routers_that_were_heard_and_the_replicas_that_are_there(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with door(office) as url, AdminClient(url) as client:
+        office.traffic._take(Reporter(office.config.reports, "a").report())
+        router = Process(role="router", pid=os.getpid())
+        baseline = Process(role="replica", pid=0, model=MODEL, version=1, priority="normal")
+        assert client.processes() == [router, baseline]
+        assert [each.name for each in client.processes()] == [f"router-{os.getpid()}", "m-1-normal-0"]
+        monkeypatch.setattr(control, "SILENCE_S", 0.0)
+        assert client.processes() == [baseline]
 
 
 def test_a_rollout_is_started_shown_and_steered(client: Client, office: Office) -> None:

@@ -46,9 +46,11 @@ class Sink:
         pool.pump()
 
 
-def pool_of(*sinks: Sink, max_batch_size: int = 16, **batching: Any) -> Pool:
+def pool_of(*sinks: Sink, max_batch_size: int = 16, shared: bool = False, **batching: Any) -> Pool:
     loop = asyncio.get_running_loop()
-    pool = Pool(spec_of(max_batch_size=max_batch_size), Batching(**batching), loop, measure=lambda: False)
+    pool = Pool(
+        spec_of(max_batch_size=max_batch_size), Batching(**batching), loop, measure=lambda: False, shared=shared
+    )
     pool.links += [cast(Link, sink) for sink in sinks]
     return pool
 
@@ -271,6 +273,24 @@ async def test_only_what_the_baseline_may_answer_instead_is_taken_from_a_candida
         pool.submit(job)
     assert pool.take_protected() == [free]
     assert pool.drain() == [pinned]
+
+
+async def test_a_busy_replica_that_other_routers_use_too_is_sent_full_batches_alone() -> None:
+    sink = Sink()
+    pool = pool_of(sink, max_batch_size=4, max_wait_ms=0, shared=True)
+    for _ in range(4):
+        pool.submit(job_of())
+        await turn()
+    await asyncio.sleep(0.01)
+    assert ([batch.rows for batch in sink.sent], pool.queued_items) == ([1], 3)
+    pool.submit(job_of())
+    await turn()
+    assert [batch.rows for batch in sink.sent] == [1, 4]
+    pool.submit(job_of())
+    sink.answer(pool)
+    assert pool.queued_items == 1
+    sink.answer(pool)
+    assert [batch.rows for batch in sink.sent] == [1, 4, 1]
 
 
 async def test_idle_replicas_take_turns() -> None:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.autoscaling import QueuePolicy
-from serving.board import FRESH_S, Board, Notice, demand_key, families_of
+from serving.board import FRESH_S, Board, Notice, Seat, demand_key, families_of
 from serving.telemetry import AllRouters, Metrics
 
 
@@ -70,6 +70,19 @@ def test_a_notice_is_never_read_half_written(tmp_path: Path) -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_board_that_cannot_be_written_to_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board(tmp_path)
+    board.post(Notice(router="b", statistics=[{"name": "m"}]))
+
+    def full(notice: Notice) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board, "post", full)
+    seat = Seat(board, "a", lambda: Notice(router="a", statistics=[{"name": "mine"}]), several=True)
+    assert [each.router for each in seat.notices()] == ["a", "b"]
+    assert seat.others() == [{"name": "m"}]
 
 
 def test_one_scrape_shows_the_samples_of_all_routers_and_each_family_once(tmp_path: Path) -> None:

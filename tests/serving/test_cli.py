@@ -25,6 +25,7 @@ COMMANDS = [
     ("demo",),
     ("report",),
     ("schema-diff",),
+    ("profile",),
     ("rollout",),
     *(("rollout", name) for name in ("start", "status", "pause", "resume", "promote", "abort", "rollback")),
     ("labels",),

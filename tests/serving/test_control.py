@@ -73,6 +73,18 @@ async def test_a_router_that_has_the_table_waits_until_it_changes(room: Room) ->
     assert router.table == (1, 2)
 
 
+async def test_a_change_reaches_every_router_at_once(room: Room) -> None:
+    room.traffic.route(route_of())
+    routers = [room.reporter(f"r{number}") for number in range(4)]
+    for router in routers:
+        await router.exchange(room.traffic)
+    waiting = [asyncio.create_task(router.exchange(room.traffic, wait_s=10)) for router in routers]
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(room.traffic.route, route_of(weight=5, stage=1))
+    await asyncio.wait_for(asyncio.gather(*waiting), 1)
+    assert {router.table for router in routers} == {(1, 2)}
+
+
 async def test_a_router_that_is_behind_gets_the_table_at_once(room: Room) -> None:
     room.traffic.route(route_of())
     started = time.monotonic()
@@ -133,6 +145,30 @@ async def test_a_snapshot_is_the_sum_of_all_routers_chains(room: Room) -> None:
         5,
         1,
     )
+
+
+async def test_what_a_router_told_that_never_comes_back_still_counts(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.traffic.route(route_of())
+    lost, left, fresh = room.reporter("lost"), room.reporter("left"), room.reporter("fresh")
+    lost.record("1", "2", top1=(0, 1))
+    lost.accounting.sample(3)  # it dies with these
+    left.record("3")
+    for router in (lost, left):
+        await router.exchange(room.traffic)
+    now = time.monotonic()
+    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: now + 3600, time=time.time))
+    for number in range(4, 8):
+        left.record(str(number))
+        await left.exchange(room.traffic)
+    await fresh.exchange(room.traffic)
+    snapshot = room.traffic.snapshot(DEPLOYMENT)
+    sums = snapshot.evidence.stage(0)
+    assert (sums.items, sums.agree) == (7, 5)
+    account = snapshot.accounting
+    assert (account["sampled"], account["mirrored"], account["pending"]) == (10, 7, 3)
+    assert account["sampled"] == sum(items for outcome, items in account.items() if outcome != "sampled")
 
 
 async def test_only_the_latest_report_of_a_chain_counts(room: Room) -> None:

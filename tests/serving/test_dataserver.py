@@ -17,10 +17,13 @@ from serving.board import Board
 from serving.config import Config, Server
 from serving.dataserver import DataServer
 from serving.directory import Directory
+from serving.protocol.headers import KEY
 from serving.replica import Worker
 from serving.router import Table
+from serving.split import arm as split
+from shadow.pair import Arm
 from tests.end_to_end.service import free_ports, wait_for
-from tests.serving.doubler import BASELINE, MODEL, Doubler, spec_of
+from tests.serving.doubler import BASELINE, CANDIDATE, MODEL, Doubler, spec_of
 from tests.serving.stage import config_of
 
 pytestmark = pytest.mark.timeout(30)
@@ -39,17 +42,24 @@ class Machine:
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config, self.routers = folder, config, list[DataServer]()
         self.right = 0
-        self.backend = Doubler("none")
-        self.worker = Worker(
-            replica_id="r",
-            spec=spec_of(BASELINE),
-            backend=self.backend,
-            directory=Directory(folder / "replicas"),
+        self.workers = [self._worker(BASELINE)]
+
+    def _worker(self, version: int) -> Worker:
+        worker = Worker(
+            replica_id=f"r{version}",
+            spec=spec_of(version),
+            backend=Doubler("none"),
+            directory=Directory(self.folder / "replicas"),
             priority=Priority.NORMAL,
             timeout_s=60,
             exit_process=lambda status: None,
         )
-        self.worker.start()
+        worker.start()
+        return worker
+
+    def candidate(self) -> None:
+        """A replica of the other version."""
+        self.workers.append(self._worker(CANDIDATE))
 
     def router(self) -> DataServer:
         """Another router; it has no table yet."""
@@ -58,17 +68,17 @@ class Machine:
         started.start()
         return started
 
-    def ask(self) -> int:
-        """One request over a connection of its own; the status."""
+    def ask(self, key: str = "") -> int:
+        """One request over a connection of its own; the version that answered, 0 for none."""
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
         url = f"http://127.0.0.1:{self.config.server.http_port}/v2/models/{MODEL}/infer"
-        status = httpx.post(url, json={"inputs": [tensor]}, trust_env=False).status_code
-        self.right += status == 200
-        return status
+        answer = httpx.post(url, json={"inputs": [tensor]}, headers={KEY: key} if key else {}, trust_env=False)
+        self.right += answer.is_success
+        return int(answer.json()["model_version"]) if answer.is_success else 0
 
     def answers(self) -> bool:
         try:
-            return self.ask() == 200
+            return self.ask() > 0
         except httpx.TransportError:
             return False
 
@@ -88,13 +98,14 @@ class Machine:
     def close(self) -> None:
         for router in self.routers:
             router.stop()
-        self.backend.release.set()
-        self.worker.stop()
+        for worker in self.workers:
+            worker.stop()
 
 
-def give_table(router: DataServer) -> None:
+def give_table(router: DataServer, **rollout: Any) -> None:
     """What the control side says to every router."""
-    router.receive(asdict(Table(1, 1, 30.0, {MODEL: Route(model=MODEL, baseline=BASELINE, salt="salt")})))
+    route = Route(model=MODEL, baseline=BASELINE, salt="salt", **rollout)
+    router.receive(asdict(Table(1, 1, 30.0, {MODEL: route})))
 
 
 @pytest.fixture
@@ -118,13 +129,13 @@ def test_routers_share_their_ports_and_whoever_is_asked_tells_what_all_have_answ
     give_table(one)
     wait_for(here.answers, timeout_s=5, what="the first router")
     # The other has no table: it would have to refuse, so the kernel must not choose it.
-    assert [here.ask() for _ in range(20)] == [200] * 20
+    assert [here.ask() for _ in range(20)] == [BASELINE] * 20
     assert set(here.scraped()) == {one.id}
     give_table(two)
     wait_for(lambda: here.answers() and two.id in here.scraped(), timeout_s=5, what="the second router")
     told = 0.0
     for _ in range(40):
-        assert here.ask() == 200
+        assert here.ask() == BASELINE
         shares = here.scraped()
         assert told <= sum(shares.values()) <= here.right, "what was told once is never taken back"
         told = sum(shares.values())
@@ -134,6 +145,19 @@ def test_routers_share_their_ports_and_whoever_is_asked_tells_what_all_have_answ
     assert min(shares[one.id], shares[two.id]) > 3, "the kernel spreads connections"
 
 
+def test_a_key_has_the_same_version_on_every_router(machine: Callable[..., Machine]) -> None:
+    here = machine(routers=2)
+    here.candidate()
+    routers = [here.router(), here.router()]
+    for router in routers:
+        give_table(router, candidate=CANDIDATE, weight=50)
+    wait_for(lambda: here.answers() and len(here.scraped()) == 2, timeout_s=5, what="both routers")
+    keys = [f"camera-{number}" for number in range(8)]
+    for key in keys:
+        arm = split("salt", key, 50)
+        assert {here.ask(key) for _ in range(6)} == {CANDIDATE if arm is Arm.CANDIDATE else BASELINE}
+
+
 def test_when_a_router_goes_the_others_go_on(machine: Callable[..., Machine]) -> None:
     here = machine(routers=2)
     one, two = here.router(), here.router()
@@ -141,7 +165,7 @@ def test_when_a_router_goes_the_others_go_on(machine: Callable[..., Machine]) ->
         give_table(router)
     wait_for(lambda: here.answers() and set(here.scraped()) == {one.id, two.id}, timeout_s=5, what="both routers")
     one.stop()
-    assert [here.ask() for _ in range(20)] == [200] * 20
+    assert [here.ask() for _ in range(20)] == [BASELINE] * 20
     wait_for(lambda: set(here.scraped()) == {two.id}, timeout_s=5, what="the figures of the one that went to go")
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from serving.dataplane import DataPlane
 from serving.errors import LaunchError, UnavailableError
 from serving.grpc import GrpcServer
 from serving.protocol.proto import HEALTH, INFERENCE, message
+from serving.stages import STAGES, Stages
 from tests.serving.echo_engine import EchoEngine
 
 Request = message("inference.ModelInferRequest")
@@ -79,6 +81,25 @@ async def test_metadata_gives_key_and_arm_and_the_sequence_goes_before_the_key()
     assert (first.key, first.arm, first.request_id) == ("camera-7", "candidate", "mine")
     assert second.key == "3"
     assert (third.key, third.arm) == ("mine", None)
+
+
+async def test_every_answered_request_s_stages_are_counted_and_no_refused_one_s() -> None:
+    engine, stages = EchoEngine(), Stages()
+    server = GrpcServer(DataPlane(engine, stages=stages), "127.0.0.1", 0)
+    await server.start()
+    before = time.monotonic()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        await infer(channel, body())
+        stream = channel.stream_stream(f"/{INFERENCE}/ModelStreamInfer")(iter([body(id="1"), body(id="2")]))
+        assert len([each async for each in stream]) == 2
+        engine.failure = UnavailableError("full")
+        assert await code_of(infer(channel, body())) is grpc.StatusCode.UNAVAILABLE
+    await server.stop(0.1)
+    (family,) = stages.collect()
+    counts = [each.value for each in family.samples if each.name.endswith("_count")]
+    assert counts == [3.0] * len(STAGES)
+    timings = [request.timing for request in engine.seen]
+    assert all(timing is not None and before <= timing.received <= timing.resumed for timing in timings[:3])
 
 
 async def test_an_unexpected_error_is_internal_and_tells_nothing() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from serving.dataplane import DataPlane
 from serving.errors import LaunchError, UnavailableError
-from serving.http import HttpApp
+from serving.http import HttpApp, _remembered_segments
 from serving.http_server import HttpServer, Limits, bind
 from tests.serving.echo_engine import EchoEngine
 
@@ -111,6 +111,15 @@ async def test_the_limit_is_exact(size: int) -> None:
         for content in (body, chunks()):
             response = await client.post("/v2/models/m/infer", content=content)
             assert response.status_code == (200 if size <= 1000 else 413)
+
+
+async def test_a_long_path_is_not_remembered() -> None:
+    async with serving(EchoEngine()) as (client, _):
+        before = _remembered_segments.cache_info().currsize
+        for number in range(20):
+            assert (await client.get(f"/v2/models/{number:0600}")).status_code == 404
+            assert (await client.get("/v2/models/m")).status_code == 200
+        assert _remembered_segments.cache_info().currsize <= before + 1
 
 
 async def test_a_client_that_leaves_does_not_cancel_the_work() -> None:

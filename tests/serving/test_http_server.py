@@ -18,6 +18,12 @@ from tests.serving.talker import LARGE_BYTES, Answer, Client, Talker, talking, t
 SMALL = Limits(head_bytes=2000, body_bytes=1000, connections=64)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are kept more closely than in production, so that the cases can be short."""
+    monkeypatch.setattr("serving.http_server._TICK_S", 0.05)
+
+
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Talker]:
     """A server with small limits for all that leaves it as it was."""
@@ -554,7 +560,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, tuple[int, bytes]]:
     return sent, (200, told("POST", target, headers, body))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(asked=st.lists(requests(), min_size=1, max_size=5), cuts=st.lists(st.integers(0, 3000), max_size=8))
 def test_any_segmentation_of_a_stream_gives_the_same_answers(
     shared: Talker, asked: list[tuple[bytes, tuple[int, bytes]]], cuts: list[int]

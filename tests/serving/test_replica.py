@@ -221,6 +221,22 @@ def test_a_replica_that_is_stopped_answers_what_it_was_sent(client: Client, work
     assert not worker.alive
 
 
+def test_a_replica_that_is_stopped_takes_the_time_that_it_is_given_for_all_it_was_sent(
+    client: Client, workers: list[Worker]
+) -> None:
+    backend = Doubler("slow")
+    backend.slow_s = 0.4
+    worker = start(client, workers, backend)
+    for _ in range(4):
+        client.send(values(1, 2))
+    stopper = threading.Thread(target=worker.stop, args=(5,))
+    stopper.start()
+    replies = [client.receive(values(1, 2))[1] for _ in range(4)]  # in 1.6 s
+    assert [result.status for results in replies for result in results] == [Status.OK] * 8
+    stopper.join()
+    assert not worker.alive
+
+
 async def test_a_batch_that_runs_too_long_ends_the_process(client: Client) -> None:
     process = WorkerProcess(client.directory, "r", fault="hangs", timeout_s=0.3)
     try:
