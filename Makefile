@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench alternatives peers fuzz wrk proto perf_analyzer foreign_clients reference clean
+.PHONY: setup demo test check format bench alternatives peers load fuzz wrk proto perf_analyzer foreign_clients reference clean
 
 setup: $(READY)
 
@@ -46,6 +46,10 @@ alternatives: $(READY) wrk
 # Triton, MLServer, LitServe, BentoML and Ray Serve beside Understudy; their packages go into .venv-peers.
 peers: $(READY) wrk
 	$(BIN)/python -m benchmarks.peers
+
+# Locust against a service of its own: fails where p95 latency, error rate or capacity miss their objectives.
+load: $(READY)
+	$(BIN)/python -m benchmarks.load_test
 
 # NVIDIA's load generator, and clients whose packages do not fit beside ours; into .venv-peers, for the tests that use them.
 perf_analyzer: $(READY)

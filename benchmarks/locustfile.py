@@ -34,7 +34,6 @@ from geventhttpclient import HTTPClient
 from locust import LoadTestShape, User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.exception import StopUser
 from locust.runners import LocalRunner
 
 from benchmarks.errors import BenchmarkError
@@ -51,7 +50,7 @@ DEFAULT_RUN_S: Final = 60.0
 FIRST_USERS: Final = 4
 STEP_S: Final = 1.9  # Locust looks once a second: two looks, and one before for the users to start
 STEP_TAKES_S: Final = 3.0
-USERS_PER_S: Final = 200.0
+USERS_PER_S: Final = 100.0  # Locust warns of more
 ANSWER_WITHIN_S: Final = 10.0
 GRPC_PORT: Final = 8001
 PIXELS: Final = ("FP32", [-1, 1, 8, 8])
@@ -133,18 +132,18 @@ class EndpointUser(User):
         return random.uniform(*PAUSE_S) if climb_of(self.environment).pausing else 0.0
 
     def on_start(self) -> None:
-        """Connect and see what the models take; a user that cannot is one failed request, and ends."""
+        """Begin without knowing the models."""
         self.ways: list[tuple[str, Ask]] = []
-        with self.measured("metadata"):
-            self.connect()
-            for name in options_of(self.environment).model.split(","):
-                self.ways += self.ways_to_ask(describe(self.metadata(name)))
-        if not self.ways:
-            raise StopUser
+        self.connect()
 
     @task
     def ask(self) -> None:
-        """One request, measured and checked."""
+        """One request, measured and checked; the first sees what the models take, again and again until it can."""
+        if not self.ways:
+            with self.measured("metadata"):
+                models = [describe(self.metadata(name)) for name in options_of(self.environment).model.split(",")]
+                self.ways = [way for model in models for way in self.ways_to_ask(model)]
+            return
         name, send = random.choice(self.ways)
         at = random.randrange(len(load_pixels()))
         with self.measured(name):
@@ -153,17 +152,17 @@ class EndpointUser(User):
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
         """Tell Locust how long the block took, and what it raised."""
-        started, failure = time.perf_counter(), None
+        started, failure = time.perf_counter(), ""
         try:
             yield
         except Exception as error:  # noqa: BLE001 — whatever a client raises is a failed request, not the test's end
-            failure = error
+            failure = f"{type(error).__name__}: {error}"  # the repr of the stock clients' errors says nothing
         self.environment.events.request.fire(
             request_type=self.kind,
             name=name,
             response_time=(time.perf_counter() - started) * 1000,
             response_length=0,
-            exception=failure,
+            exception=failure or None,
             context=self.context(),
         )
 
@@ -264,8 +263,9 @@ class GrpcUser(EndpointUser):
         return Answer(version=result.get_response().model_version, scores=result.as_numpy(model.output))
 
     def on_stop(self) -> None:
-        """Close the channel."""
+        """Close the channel, and let go of the client: left to the garbage collector, it may hang inside gRPC."""
         self.client.close()
+        del self.client
 
 
 USERS: Final[dict[str, list[type[User]]]] = {"http": [HttpUser], "grpc": [GrpcUser], "both": [HttpUser, GrpcUser]}
@@ -360,21 +360,32 @@ def prepare(environment: Environment, **_: Any) -> None:
     """Choose the users, and listen to what they see."""
     if not isinstance(environment.runner, LocalRunner):
         raise SystemExit("locustfile: expected one process, got --master, --worker or --processes")
+    pictures()  # reads the images as well; later, all users would wait for it
     environment.user_classes[:] = USERS[options_of(environment).transport]
     environment.stop_timeout = environment.stop_timeout or ANSWER_WITHIN_S  # requests under way are waited for
     climb = climb_of(environment)
 
     @environment.events.request.add_listener
-    def count(response_time: float, exception: BaseException | None, **_: Any) -> None:
+    def count(response_time: float, exception: object, **_: Any) -> None:
         climb.meter.add(response_time, failed=exception is not None)
+
+    app = environment.web_ui.app if environment.web_ui else None
+    if app is not None:
+        plain = {"Content-Type": "text/plain; charset=utf-8"}
+        app.add_url_rule("/slo", "slo", lambda: (verdict(environment), plain))
+
+
+def verdict(environment: Environment) -> str:
+    """What is known of the last run, as text."""
+    climb = climb_of(environment)
+    return report(climb.offered, climb.steps, limits_of(options_of(environment)))
 
 
 @events.test_stop.add_listener
 def say(environment: Environment, **_: Any) -> None:
     """Print the verdict on a run."""
-    climb = climb_of(environment)
-    climb.finish()
-    print(f"\n{report(climb.offered, climb.steps, limits_of(options_of(environment)))}\n", flush=True)
+    climb_of(environment).finish()
+    print(f"\n{verdict(environment)}\n", flush=True)
 
 
 @events.quitting.add_listener

@@ -172,7 +172,7 @@ def report(offered: Window | None, steps: Sequence[Window], limits: Limits) -> s
         lines.append(f"offered load: {_line(offered)}")
     lines += [f"closed loop:  {_line(step)}" for step in steps]
     if steps and climbs_on(steps, limits):
-        lines.append("throughput still rose at the last step: the capacity is at least this")
+        lines.append("the climb ended for want of time: the capacity is at least this")
     return "\n".join(lines)
 
 

@@ -116,4 +116,4 @@ def test_the_report_shows_targets_measures_and_steps() -> None:
     assert lines[3].split()[-3:] == ["700.0", "requests/s", "BREACH"]
     assert lines[4].startswith("offered load: 150.0 requests/s from 20 users in 2.0 s, p95 10.0 ms, 0 of 300 failed")
     assert [line.startswith("closed loop:") for line in lines[5:7]] == [True, True]
-    assert lines[7] == "throughput still rose at the last step: the capacity is at least this"
+    assert lines[7] == "the climb ended for want of time: the capacity is at least this"

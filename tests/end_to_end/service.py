@@ -90,6 +90,7 @@ class Service:
         self.config = config
         settings = yaml.safe_load(config.read_text())
         self.http = f"127.0.0.1:{settings['server']['http_port']}"
+        self.grpc = f"127.0.0.1:{settings['server']['grpc_port']}"
         self.metrics_url = f"http://127.0.0.1:{settings['server']['metrics_port']}/metrics"
         self.admin_url = f"http://127.0.0.1:{settings['server']['admin_port']}"
         self.reports = config.parent / settings["reports"]

@@ -1,7 +1,11 @@
 """The endpoint, the admin door and the metrics of a running service, through the clients that users have."""
 
 import json
+import re
+import subprocess
+import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -174,3 +178,33 @@ def test_a_profile_names_the_stages_and_draws_what_the_processes_do(service: Ser
     for name, code in (("router", "serving/router.py"), ("steady-1-normal", "serving/replica.py")):
         assert "<svg" in drawn[name]
         assert code in drawn[name]
+
+
+LOCUST = (sys.executable, "-m", "locust", "-f", str(Path(__file__).parents[2] / "benchmarks" / "locustfile.py"))
+needs_locust = pytest.mark.skipif(find_spec("locust") is None, reason="locust is not installed: extra load")
+
+
+def load_test(service: Service, *options: str) -> "subprocess.CompletedProcess[str]":
+    """30 users over both transports; any capacity will do."""
+    command = [*LOCUST, "--headless", "--only-summary", "-u", "30", "-r", "300", "--host", f"http://{service.http}"]
+    command += ["--grpc-host", service.grpc, "--slo-capacity", "1", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@needs_locust
+def test_a_load_test_over_both_transports_finds_the_objectives_met(service: Service) -> None:
+    done = load_test(service, "-t", "6", "--capacity-seconds", "3", "--slo-p95-ms", "10000")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert re.search(r"^R1 p95 latency .* ms +met$", said, re.MULTILINE)
+    assert re.search(r"^R2 error rate .* 0\.000% +met$", said, re.MULTILINE)
+    assert re.search(r"^closed loop: .* from 4 users .*, 0 of \d+ failed$", said, re.MULTILINE)
+    for way in ("HTTP +digits, binary", "HTTP +digits, JSON", "gRPC +digits"):
+        assert re.search(rf"^{way} +[1-9]\d* +0\(0.00%\)", said, re.MULTILINE), way
+
+
+@needs_locust
+def test_a_load_test_whose_objective_is_missed_ends_with_status_1(service: Service) -> None:
+    done = load_test(service, "-t", "3", "--capacity-seconds", "1", "--slo-p95-ms", "0.001")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^R1 p95 latency .* ms +BREACH$", done.stdout, re.MULTILINE)

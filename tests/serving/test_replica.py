@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ class Client:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(10)
         self._inbox = Inbox()
+        self._received: deque[list[memoryview]] = deque()
         self._connected = False
 
     def send(self, requests: Sequence[Mapping[str, Array]], *, datatype: str = "FP32", measure: bool = False) -> None:
@@ -62,9 +64,9 @@ class Client:
 
     def receive(self, requests: Sequence[Mapping[str, Array]]) -> tuple[ReplyHeader, list[Result]]:
         """The next reply, to a batch with requests like these."""
-        while not (messages := self._inbox.received(self._socket.recv_into(self._inbox.space()))):
-            pass
-        ((head, *frames),) = messages
+        while not self._received:
+            self._received.extend(self._inbox.received(self._socket.recv_into(self._inbox.space())))
+        head, *frames = self._received.popleft()
         header = decode_reply_header(head)
         return header, results_of(header, frames, [len(each["x"]) for each in requests], batched=True)
 
