@@ -1,6 +1,6 @@
 """A Locust load test for engineers: does a running service meet R1 (p95 latency), R2 (error rate), R3 (throughput)?
 
-    locust -f benchmarks/locustfile.py --headless -u 20 -r 5 -t 60s --host http://127.0.0.1:8000
+    locust -f benchmarks/locustfile.py --headless -u 20 -r 5 -t 30s --host http://127.0.0.1:8000
     locust -f benchmarks/locustfile.py --web-host 127.0.0.1       # then http://127.0.0.1:8089
 
 Users send real handwritten digits through the stock clients, over HTTP (binary and JSON tensors, PNG files) and gRPC,

@@ -141,15 +141,23 @@ class Service:
         found = [int(pid) for pid, _, arguments in rows if f"ServeReplica:{name}" in arguments]
         return [pid for pid in found if pid in mine]
 
+    def routers(self) -> set[str]:
+        """The ids of the routers that have a table."""
+        return set(self.scrape("understudy_candidate_weight_percent"))
+
     def scrape(self, metric: str, **labels: str) -> dict[str, float]:
-        """Samples with these labels, by router."""
+        """The sum of the samples with these labels, by router."""
         try:
             text = self._metrics()
         except ConnectionError:  # a router that was just killed had it
             text = self._metrics()
         samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
-        samples = [each for each in samples if each.name == metric]
-        return {each.labels["router"]: each.value for each in samples if labels.items() <= each.labels.items()}
+        sums: dict[str, float] = {}
+        for each in samples:
+            if each.name == metric and labels.items() <= each.labels.items():
+                router = each.labels["router"]
+                sums[router] = sums.get(router, 0.0) + each.value
+        return sums
 
     def _metrics(self) -> str:
         with urllib.request.urlopen(self.metrics_url, timeout=5) as page:
