@@ -147,10 +147,7 @@ class Service:
 
     def scrape(self, metric: str, **labels: str) -> dict[str, float]:
         """The sum of the samples with these labels, by router."""
-        try:
-            text = self._metrics()
-        except ConnectionError:  # a router that was just killed had it
-            text = self._metrics()
+        text = wait_for(self._metrics, timeout_s=3, what="a scrape")
         samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
         sums: dict[str, float] = {}
         for each in samples:
@@ -160,8 +157,12 @@ class Service:
         return sums
 
     def _metrics(self) -> str:
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as page:
-            return str(page.read().decode())
+        """The page; empty if a router had the connection that was just killed."""
+        try:
+            with urllib.request.urlopen(self.metrics_url, timeout=5) as page:
+                return str(page.read().decode())
+        except OSError:
+            return ""
 
     def stop(self) -> float:
         """Ctrl-C; returns how many seconds it took."""
