@@ -12,7 +12,7 @@ REPLICA = Replica(
     model="m",
     version=1,
     priority=Priority.NORMAL,
-    address="ipc:///tmp/x.sock",
+    address="/tmp/x.sock",
     pid=1,
     spec=spec_of().to_json(),
 )
