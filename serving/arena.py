@@ -95,6 +95,7 @@ class Window:
 
     Raises:
         OSError: it cannot be opened: another machine, another user, or its router is gone.
+        ValueError: it is no file with anything in it.
     """
 
     def __init__(self, name: str) -> None:
@@ -106,7 +107,13 @@ class Window:
             os.close(fd)
 
     def view(self, offset: int, size: int) -> memoryview:
-        """A part of it."""
+        """A part of it.
+
+        Raises:
+            ValueError: it reaches beyond the arena.
+        """
+        if not 0 <= offset <= offset + size <= len(self._memory):
+            raise ValueError(f"expected a part of an arena of {len(self._memory)} bytes, got {size} at {offset}")
         return memoryview(self._memory)[offset : offset + size]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from models.tensor import Buffer
 from serving.arena import Arena
 from serving.directory import Replica
+from serving.errors import MalformedMessageError
 from serving.frames import Inbox, pack, send_some
 from serving.wire import ReplyHeader, decode_reply_header, decode_welcome, encode_hello
 
@@ -122,7 +123,13 @@ class Link:
         if not count:
             self._end("it closed the connection")
             return
-        for head, *frames in self._inbox.received(count):
+        try:
+            self._take(self._inbox.received(count))
+        except MalformedMessageError as error:
+            self._end(str(error))
+
+    def _take(self, messages: Sequence[Sequence[Buffer]]) -> None:
+        for head, *frames in messages:
             shares = decode_welcome(head)
             if shares is None:
                 header = decode_reply_header(head)

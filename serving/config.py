@@ -31,7 +31,10 @@ class _Section(BaseModel):
 
 
 class Limits(_Section):
-    """What one client may take of the HTTP door; times in seconds.
+    """What clients may take of the doors, of HTTP's if nothing else is said; times in seconds.
+
+    ``receiving`` bounds the bodies of 64 KiB and more that all clients of a router send at a time, over gRPC, too, and
+    what they decompress to, until they are answered.
 
     ``head_s`` and ``body_s`` bound how long a request's head and body may take to arrive whole, ``idle_s`` a connection
     without a request, ``write_s`` a client that does not read its answer.
@@ -39,6 +42,7 @@ class Limits(_Section):
 
     connections: int = Field(default=4096, ge=1)
     head: ByteSize = Field(default=ByteSize(64 * KIBIBYTE), ge=KIBIBYTE)
+    receiving: ByteSize = Field(default=ByteSize(1024 * MEBIBYTE), ge=64 * KIBIBYTE)
     head_s: Positive = 10.0
     body_s: Positive = 60.0
     idle_s: Positive = 75.0
@@ -52,7 +56,8 @@ class Server(_Section):
 
     ``shared_memory`` is what a router may hold of bodies that replicas on its machine read in place; 0 sends them.
 
-    ``max_body`` bounds what is read over HTTP, ``max_grpc_message`` over gRPC; both after decompression.
+    ``max_body`` bounds what is read over HTTP, ``max_grpc_message`` over gRPC; both after decompression. ``max_json``
+    bounds the JSON of it, while part of whose parsing nobody else is served.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +69,7 @@ class Server(_Section):
     routers: int = Field(default=1, ge=1, le=MAX_ROUTERS)
     deadline_s: Positive = 5.0
     max_body: ByteSize = ByteSize(64 * MEBIBYTE)
+    max_json: ByteSize = Field(default=ByteSize(16 * MEBIBYTE), ge=KIBIBYTE)
     shared_memory: ByteSize = ByteSize(256 * MEBIBYTE)
     limits: Limits = Limits()
     max_grpc_message: ByteSize = Field(default=ByteSize(2048 * MEBIBYTE - 1), le=2048 * MEBIBYTE - 1)

@@ -5,6 +5,7 @@ Routers call ``exchange`` in a long poll: they bring their durable evidence and 
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -54,7 +55,8 @@ class _Sources:
 
     labels: LabelJoin
     chains: dict[str, tuple[Evidence, Head]]
-    accounts: dict[str, Account]  # that of a lane whose chain has no segment yet: by router
+    # With the moment when each was last told. That of a lane whose chain has no segment yet: by router.
+    accounts: dict[str, tuple[Account, float]]
     errors: dict[str, str] = field(default_factory=dict)  # by router
     reasons: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -83,15 +85,16 @@ class ControlTraffic:
         self._sources: dict[str, _Sources] = {}
         self._recorded_heads = heads
         self._previous: dict[str, int] = {}
-        self._heard: dict[str, float] = {}
-        self._pids: dict[str, int] = {}  # by router
+        self._heard: dict[str, tuple[float, int]] = {}  # by router: when, and its pid; those silent since are dropped
 
     # -- rollout.traffic.Traffic ---------------------------------------------------------------------------------------
 
     def snapshot(self, deployment_id: str) -> Snapshot:
         """Merged durable evidence; see ``Traffic.snapshot``."""
         sources = self._source(deployment_id)
-        if not any(map(self._is_heard, list(self._heard))):
+        with self._lock:
+            silent = not any(map(self._is_heard, self._heard))
+        if silent:
             raise EvidenceError(f"no router was heard for {SILENCE_S:.0f} s")
         with self._lock:
             # What a router lost before it died is stated by the gap in its chain, and no longer a present fault.
@@ -100,7 +103,7 @@ class ControlTraffic:
                 raise EvidenceError("; ".join(sorted(faults)))
             evidence = sum((mine for mine, _ in sources.chains.values()), Evidence())
             heads = [head for _, head in sources.chains.values()]
-            account = sum(sources.accounts.values(), Account())
+            account = sum(itertools.starmap(_as_it_stands, sources.accounts.values()), Account())
             reasons: Counter[str] = Counter()
             for each in sources.reasons.values():
                 reasons.update(each)
@@ -131,7 +134,16 @@ class ControlTraffic:
         return route is not None and (version == route.baseline or (version == route.candidate and route.weight > 0))
 
     def _is_heard(self, router: str) -> bool:
-        return time.monotonic() - self._heard.get(router, -SILENCE_S) <= SILENCE_S
+        return router in self._heard and _is_recent(self._heard[router][0])
+
+    def _hear(self, router: str, pid: int) -> None:
+        """Note that a router lives, and forget those that do not: each restart brings a new one."""
+        with self._lock:
+            self._heard[router] = (time.monotonic(), pid)
+            for other in [each for each in self._heard if not self._is_heard(each)]:
+                del self._heard[other]
+                for sources in self._sources.values():
+                    sources.errors.pop(other, None)
 
     def unload(self, model: str, version: int) -> None:
         """See ``Traffic.unload``."""
@@ -202,8 +214,7 @@ class ControlTraffic:
         self._changed = asyncio.Event()
 
     def _take(self, report: Mapping[str, Any]) -> None:
-        self._heard[report["router"]] = time.monotonic()
-        self._pids[report["router"]] = report["pid"]
+        self._hear(report["router"], report["pid"])
         for lane in report["lanes"]:
             if self._route_of(lane["deployment_id"]) is None:
                 continue  # it has ended: what comes now is after the last decision
@@ -215,7 +226,7 @@ class ControlTraffic:
                 sources.errors.pop(report["router"], None)
                 sources.accounts.pop(report["router"], None)
                 chain = lane["head"]["chain"] if lane["head"] is not None else report["router"]
-                sources.accounts[chain] = Account.from_json(lane["account"])
+                sources.accounts[chain] = Account.from_json(lane["account"]), time.monotonic()
                 sources.reasons[chain] = lane["reasons"]
                 if lane["error"]:
                     sources.errors[report["router"]] = lane["error"]
@@ -243,7 +254,10 @@ class ControlTraffic:
         recorded = self._recorded_heads(deployment_id)
         heads = [head for chain, head in recorded.items() if chain != LABELS_CHAIN and head.segments]
         chains = {head.chain: (evidence_at(folder, [head]), head) for head in heads}
-        accounts = {head.chain: read_segment(folder, head.chain, head.segments).header().account for head in heads}
+        accounts = {
+            head.chain: (read_segment(folder, head.chain, head.segments).header().account, time.monotonic())
+            for head in heads
+        }
         labels = LabelJoin(
             folder,
             deployment_id,
@@ -266,7 +280,8 @@ class ControlTraffic:
 
     def processes(self) -> list[Process]:
         """Those that requests pass through: the routers heard lately, and the replicas that announced themselves."""
-        routers = [Process(role="router", pid=pid) for name, pid in list(self._pids.items()) if self._is_heard(name)]
+        with self._lock:
+            routers = [Process(role="router", pid=pid) for heard, pid in self._heard.values() if _is_recent(heard)]
         replicas = [
             Process(role="replica", pid=each.pid, model=each.model, version=each.version, priority=str(each.priority))
             for each in self._directory.replicas().values()
@@ -291,6 +306,16 @@ class ControlTraffic:
         self._previous[route.model] = previous
         if older is not None and older not in (previous, route.baseline, route.candidate):
             self._remove(route.model, older, Priority.NORMAL)
+
+
+def _is_recent(instant: float) -> bool:
+    """Whether a router that was heard then still counts as alive."""
+    return time.monotonic() - instant <= SILENCE_S
+
+
+def _as_it_stands(account: Account, told: float) -> Account:
+    """An account, or what is left of it where nobody keeps it any more; it comes back if its router does."""
+    return account if _is_recent(told) else account.abandoned()
 
 
 def table_from(value: Mapping[str, Any]) -> Table:

@@ -4,7 +4,6 @@ Nothing here knows Ray: ``serving.deployments`` hosts it and carries its exchang
 """
 
 import asyncio
-import gc
 import logging
 import os
 import sys
@@ -29,7 +28,9 @@ from serving.errors import LaunchError
 from serving.grpc import GrpcServer
 from serving.http import HttpApp
 from serving.http_server import HttpServer, Limits, bind
+from serving.intake import Intake
 from serving.mirror import MirrorLane
+from serving.process import spare_the_collector
 from serving.router import Router
 from serving.stages import Stages
 from serving.telemetry import AllRouters, Metrics, MetricsServer
@@ -80,7 +81,7 @@ class DataServer:
             LaunchError: a port is in use, or the data plane did not come up.
         """
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        _spare_the_collector()
+        spare_the_collector()
         self._thread.start()
         if not self._ready.wait(_START_S):
             raise LaunchError(f"the data plane did not start within {_START_S:.0f} s")
@@ -161,9 +162,10 @@ class DataServer:
         stages = Stages()
         self._registry.register(stages)
         plane = DataPlane(router, stages=stages, others=self._seat.others)
-        app = HttpApp(plane, max_body_bytes=server.max_body, arena=arena)
+        intake = Intake(server.limits.receiving)
+        app = HttpApp(plane, max_body_bytes=server.max_body, max_json_bytes=server.max_json, arena=arena, intake=intake)
         sock = bind(server.host, server.http_port, reuse_port=self._several)
-        http = HttpServer(app, sock, limits=_limits(server), allocate=app.allocate)
+        http = HttpServer(app, sock, limits=_limits(server), allocate=app.allocate, intake=intake)
         router.start()
         self._measure_demand()
         try:
@@ -171,12 +173,12 @@ class DataServer:
                 self._ready.set()
                 await self._first(self._routed, self._stop)
             if not self._stop.is_set():
-                await self._open(plane, http)
+                await self._open(plane, http, arena)
         finally:
             for lane in router.close():
                 lane.recorder.close()
 
-    async def _open(self, plane: DataPlane, http: HttpServer) -> None:
+    async def _open(self, plane: DataPlane, http: HttpServer, arena: Arena | None) -> None:
         """Serve at all doors until ``stop``."""
         assert self._stop is not None
         server = self._config.server
@@ -184,8 +186,10 @@ class DataServer:
             plane,
             server.host,
             server.grpc_port,
+            limits=_limits(server),
             max_message_bytes=server.max_grpc_message,
             reuse_port=self._several,
+            arena=arena,
         )
         registry = CollectorRegistry()
         registry.register(AllRouters(self._seat.notices))
@@ -248,12 +252,6 @@ class DataServer:
             sampler=Sampler(model.mirror.sample, route.salt),
             recorder=recorder,
         )
-
-
-def _spare_the_collector() -> None:
-    """Let the garbage collector never again walk what was imported: a pass over it all is a pause of some 50 ms."""
-    gc.collect()
-    gc.freeze()
 
 
 def _limits(server: Server) -> Limits:

@@ -22,7 +22,7 @@ from models.repository import Repository
 from rollout.traffic import Priority, Readiness
 from serving.autoscaling import QueuePolicy
 from serving.place import Place
-from serving.process import keep_freed_memory, limit_memory, lower_priority
+from serving.process import keep_freed_memory, limit_memory, lower_priority, spare_the_collector
 from serving.replica import Worker
 from serving.router_process import RouterProcess
 from serving.telemetry import log_event
@@ -66,6 +66,7 @@ class ModelReplica:
             timeout_s=settings.batching.timeout_s if priority is Priority.NORMAL else settings.mirror.timeout_s,
         )
         self._worker.start()
+        spare_the_collector()
         log_event(_log, "model_loaded", model=model, version=version, priority=str(priority), scheduling=scheduling)
 
     def check_health(self) -> None:

@@ -45,3 +45,7 @@ class DeadlineError(ServingError):
 
 class ModelFailedError(ServingError):
     """The model raised; carries its message, never a traceback."""
+
+
+class MalformedMessageError(ServingError):
+    """What came over a connection between router and replica is no message of theirs: the connection is let go of."""

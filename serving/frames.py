@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from models.tensor import Buffer
+from serving.errors import MalformedMessageError
 
 _SIZE: Final = struct.Struct("<Q")
 _COUNT: Final = struct.Struct("<Q")
@@ -56,7 +57,8 @@ def send_some(connection: socket, parts: Sequence[Buffer]) -> list[Buffer]:
 class Inbox:
     """Takes a stream apart into messages: read into ``space()``, then say how much came.
 
-    A message that fits into the scratch buffer is copied out of it; a larger one is read where it stays.
+    A message that fits into the scratch buffer is copied out of it; a larger one is read where it stays. After a
+    MalformedMessageError nothing more can be made of the stream.
     """
 
     def __init__(self) -> None:
@@ -70,7 +72,11 @@ class Inbox:
         return self._scratch[self._end :] if self._body is None else self._body[self._filled :]
 
     def received(self, nbytes: int) -> list[list[memoryview]]:
-        """``nbytes`` have been read into ``space()``; returns the messages that are now whole, as their frames."""
+        """``nbytes`` have been read into ``space()``; returns the messages that are now whole, as their frames.
+
+        Raises:
+            MalformedMessageError: a message whose sizes do not add up, or for which there is no memory.
+        """
         if self._body is not None:
             self._filled += nbytes
             if self._filled < len(self._body):
@@ -92,7 +98,7 @@ class Inbox:
                 self._start = start + total
                 return memoryview(bytes(self._scratch[start : self._start]))
             if total > _SCRATCH_BYTES - _SIZE.size:
-                self._body = np.empty(total, np.uint8).data
+                self._body = _memory(total)
                 self._body[:have] = self._scratch[start : self._end]
                 self._filled = have
                 self._start = self._end = 0
@@ -104,13 +110,24 @@ class Inbox:
         return None
 
 
+def _memory(total: int) -> memoryview:
+    try:
+        return np.empty(total, np.uint8).data
+    except (MemoryError, ValueError, OverflowError):
+        raise MalformedMessageError(f"expected a message that fits into memory, got one of {total} bytes") from None
+
+
 def _split(body: memoryview) -> list[memoryview]:
-    (count,) = _COUNT.unpack_from(body)
-    sizes = struct.unpack_from(f"<{count}Q", body, _COUNT.size)
+    count = _COUNT.unpack_from(body)[0] if len(body) >= _COUNT.size else 0
     at = _COUNT.size + 8 * count
+    if not count or at > len(body):
+        raise MalformedMessageError(f"expected one frame or more in a message of {len(body)} bytes, got {count}")
     frames = []
-    for size in sizes:
+    for size in struct.unpack_from(f"<{count}Q", body, _COUNT.size):
         at += -at % _ALIGNMENT
         frames.append(body[at : at + size])
         at += size
+    at += -at % _ALIGNMENT
+    if at != len(body):
+        raise MalformedMessageError(f"expected frames of {len(body)} bytes together, got {at}")
     return frames

@@ -15,10 +15,17 @@ from models.errors import UnderstudyError
 from models.tensor import Buffer
 from serving.arena import Arena
 from serving.dataplane import DataPlane
-from serving.errors import InvalidArgumentError, NotFoundError, UnavailableError, UnsupportedError
+from serving.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    PayloadTooLargeError,
+    UnavailableError,
+    UnsupportedError,
+)
 from serving.http_server import JSON, Headers, HttpRequest, Reply, uncleared
+from serving.intake import Intake
 from serving.protocol import compression
-from serving.protocol.binary import EncodedInfer, decode_infer, encode_infer
+from serving.protocol.binary import DecodedInfer, EncodedInfer, LongDecodeError, decode_infer, encode_infer
 from serving.protocol.errors import error_body, http_status
 from serving.protocol.headers import ARM, KEY, REQUEST_ID, header_safe
 from serving.protocol.json_data import parse
@@ -27,9 +34,8 @@ from serving.stages import Timing
 from serving.telemetry import log_event
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-# Below these sizes the work costs less than handing it to a thread; a byte can decompress to a thousand.
-_OFFLOAD_COMPRESS_BYTES: Final = 64 * 1024
-_OFFLOAD_DECOMPRESS_BYTES: Final = 4 * 1024
+MAX_JSON_BYTES: Final = 16 * 1024 * 1024
+_OFFLOAD_COMPRESS_BYTES: Final = 64 * 1024  # below, the work costs less than handing it to a thread
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _KEY, _ARM, _REQUEST_ID = KEY.encode(), ARM.encode(), REQUEST_ID.encode()
 _OCTETS: Final = (b"content-type", b"application/octet-stream")
@@ -42,13 +48,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Call:
-    """One HTTP request on its way. ``request_id`` becomes the client's id once that is known."""
+    """One HTTP request on its way. ``request_id`` becomes the client's id once that is known.
+
+    ``held`` is how many bytes of its body count at the intake, ``inflated`` how many of what that decompressed to.
+    """
 
     method: str
     headers: Headers
     body: Buffer
     request_id: str
     received: float
+    held: int = 0
+    inflated: int = 0
 
 
 class _WrongMethodError(Exception):
@@ -58,9 +69,19 @@ class _WrongMethodError(Exception):
 class HttpApp:
     """The protocol's routes; whatever happens, the client gets the protocol's JSON."""
 
-    def __init__(self, plane: DataPlane, *, max_body_bytes: int = MAX_BODY_BYTES, arena: Arena | None = None) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_json_bytes: int = MAX_JSON_BYTES,
+        arena: Arena | None = None,
+        intake: Intake | None = None,
+    ) -> None:
         self._plane, self._arena = plane, arena
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._max_json_bytes = max_body_bytes, max_json_bytes
+        self._intake = intake or Intake(16 * max_body_bytes)
+        self._decoding = asyncio.Lock()  # threads that parse take turns anyway, and each takes some memory
 
     def allocate(self, size: int, headers: Headers) -> memoryview:
         """Where a body shall be received: in the arena if it is worth it, with its first tensor aligned."""
@@ -74,8 +95,18 @@ class HttpApp:
 
     async def __call__(self, request: HttpRequest) -> Reply:
         """Answer one request."""
-        call = Call(request.method, request.headers, request.body, self._plane.new_request_id(), request.received)
-        reply = await self._guarded(request.target, call)
+        call = Call(
+            request.method,
+            request.headers,
+            request.body,
+            self._plane.new_request_id(),
+            request.received,
+            held=request.held,
+        )
+        try:
+            reply = await self._guarded(request.target, call)
+        finally:
+            self._intake.release(call.inflated)
         reply.headers = (*reply.headers, (_REQUEST_ID, header_safe(call.request_id).encode()))
         return reply
 
@@ -173,6 +204,7 @@ class HttpApp:
     async def _object(self, call: Call, what: str) -> dict[str, Any]:
         """A request's body as a JSON object; an empty body is an empty one."""
         body = await self._body(call)
+        self._check_json(len(body))
         value = parse(memoryview(body)) if body else {}
         if type(value) is not dict:
             raise InvalidArgumentError(f"a repository {what} request must be an object")
@@ -191,7 +223,7 @@ class HttpApp:
     async def _infer_decoded(
         self, model: str, version: int | None, body: Buffer, header_length: int | None, call: Call
     ) -> EncodedInfer:
-        decoded = decode_infer(model, version, body, header_length)
+        decoded = await self._decode(model, version, body, header_length)
         request = decoded.request
         if request.id:
             call.request_id = request.id
@@ -202,6 +234,21 @@ class HttpApp:
         )
         self._plane.answered(request, response)
         return encoded
+
+    async def _decode(self, model: str, version: int | None, body: Buffer, header_length: int | None) -> DecodedInfer:
+        self._check_json(len(body) if header_length is None else header_length)
+        try:
+            return decode_infer(model, version, body, header_length, patient=False)
+        except LongDecodeError:
+            async with self._decoding:
+                return await asyncio.to_thread(decode_infer, model, version, body, header_length)
+
+    def _check_json(self, size: int) -> None:
+        if size > self._max_json_bytes:
+            raise PayloadTooLargeError(
+                f"the request's JSON of {size} bytes is over the limit of {self._max_json_bytes} bytes;"
+                " send its tensors as binary data"
+            )
 
     async def _infer_raw(self, model: str, version: int | None, body: Buffer, call: Call) -> EncodedInfer:
         request = InferRequest(model=model, version=version)
@@ -218,9 +265,8 @@ class HttpApp:
             return call.body
         name = encoding.decode("latin-1").lower()
         compression.check_encoding(name)
-        if len(call.body) < _OFFLOAD_DECOMPRESS_BYTES:
-            return compression.decompress(call.body, name, self._max_body_bytes)
-        return await asyncio.to_thread(compression.decompress, call.body, name, self._max_body_bytes)
+        body, call.inflated = await self._intake.decompress(call.body, name, self._max_body_bytes, held=call.held)
+        return body
 
 
 async def _infer_reply(encoded: EncodedInfer, accept_encoding: bytes | None) -> Reply:

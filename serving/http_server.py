@@ -19,13 +19,14 @@ import numpy as np
 
 from models.tensor import Buffer
 from serving.errors import LaunchError
+from serving.intake import COUNT_FROM_BYTES, NO_ROOM, Intake
 from serving.protocol.errors import error_body
 
 JSON: Final = (b"content-type", b"application/json")
 _SCRATCH_BYTES: Final = 64 * 1024
 _MAX_WAITING: Final = 16  # requests that one connection may send ahead of their answers
 _REFUSED_FACTOR: Final = 2  # of all connections to those that are served: the rest is refused, with an answer
-_DRAIN_FACTOR: Final = 4  # a body of up to this many times the limit is read to its end before it is refused
+_DRAIN_FACTOR: Final = 4  # a refused body of up to this many times the limit is read to its end
 _LINGER_S: Final = 2.0  # how long a refused client may go on sending before it is cut off
 _TICK_S: Final = 0.25
 _STATUS: Final = {each.value: b"HTTP/1.1 %d %b\r\n" % (each.value, each.phrase.encode()) for each in HTTPStatus}
@@ -54,7 +55,8 @@ class Limits:
 class HttpRequest:
     """A request as it arrived; header names in lower case, of repeated ones the last.
 
-    ``received`` is when its last byte came, in seconds of ``time.monotonic``.
+    ``received`` is when its last byte came, in seconds of ``time.monotonic``; ``held`` how many bytes of its body count
+    at the intake.
     """
 
     method: str
@@ -64,6 +66,7 @@ class HttpRequest:
     keep_alive: bool = True
     http_1_0: bool = False
     received: float = 0.0
+    held: int = 0
 
 
 @dataclass(slots=True)
@@ -84,7 +87,7 @@ class HttpServer:
     """Serves one bound socket inside an event loop that already runs.
 
     ``handler`` answers every request; it must not raise. ``allocate`` gives the buffer for a body of a size, once the
-    head has come.
+    head has come. ``intake`` bounds the bodies of all connections together, those of other doors included.
     """
 
     def __init__(
@@ -95,8 +98,10 @@ class HttpServer:
         limits: Limits = Limits(),
         backlog: int = 2048,
         allocate: Allocate | None = None,
+        intake: Intake | None = None,
     ) -> None:
         self.handler, self.limits = handler, limits
+        self.intake = intake or Intake(limits.connections * limits.body_bytes)
         self.allocate = allocate or uncleared
         self.connections: set[_Connection] = set()
         self.admitted = 0  # of these, all but those that were one too many
@@ -122,8 +127,9 @@ class HttpServer:
                 lambda: _Connection(self), sock=self._socket, backlog=self._backlog
             )
         except OSError as error:
+            host, port = self._socket.getsockname()[:2]
             self._socket.close()
-            raise LaunchError(f"cannot listen on {self._socket}: {error.strerror}") from None
+            raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let requests under way finish for up to ``grace_s``, then cancel them."""
@@ -170,6 +176,7 @@ class _Connection(asyncio.BufferedProtocol):
         "_expected",
         "_filled",
         "_headers",
+        "_held",
         "_in_head",
         "_left",
         "_lingering",
@@ -203,6 +210,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._left = 0  # of a body that is read only to be dropped
         self._parser: Any = None
+        self._held = 0  # of the body that is being received, what counts at the intake
         self._unbroken = 0  # bytes since the parser last made anything whole of them
         self.read_by = self.written_by = inf
         self._begin()
@@ -231,6 +239,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._closing = True
         self._server.connections.discard(self)
         self._server.admitted -= self._admitted
+        for request, _ in self._waiting:
+            self._server.intake.release(request.held)
         self._waiting.clear()
         self._reset()
         self._body = self._parser = None  # which refers to this connection
@@ -287,6 +297,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _reset(self) -> None:
         """Keep nothing of the last request."""
+        self._release()
         self._begun = False
         self._in_head = True
         self._target = b""
@@ -325,6 +336,8 @@ class _Connection(asyncio.BufferedProtocol):
             self._expected = int(declared)
             if self._expected > limits.body_bytes:
                 self._refusal = self._too_large()
+            elif self._refusal is None and not self._admit(self._expected):
+                self._refusal = self._too_much()
         if b"expect" in headers and self._refusal is None and self._continues():
             self._transport.write(_CONTINUE)
 
@@ -335,7 +348,9 @@ class _Connection(asyncio.BufferedProtocol):
         if self._refusal is not None:
             return
         if self._received > self._server.limits.body_bytes:
-            self._refusal, self._early = self._too_large(), b""
+            self._give_up(self._too_large())
+        elif not self._admit(self._received):
+            self._give_up(self._too_much())
         elif not self._early:
             self._early = data
         else:  # one buffer, for the pieces can be so small that a list of them takes a multiple of the limit
@@ -347,6 +362,25 @@ class _Connection(asyncio.BufferedProtocol):
         """The request is whole."""
         if not self._parser.should_upgrade():
             self._enqueue(self._early)
+
+    def _admit(self, size: int) -> bool:
+        """Whether the body, which is known to take ``size`` bytes by now, may have them."""
+        more = size - self._held
+        if size < COUNT_FROM_BYTES or more <= 0:
+            return True
+        if not self._server.intake.admit(more, held=self._held):
+            return False
+        self._held = size
+        return True
+
+    def _release(self) -> None:
+        self._server.intake.release(self._held)
+        self._held = 0
+
+    def _give_up(self, refusal: Reply) -> None:
+        """Keep no more of a body."""
+        self._refusal, self._early = refusal, b""
+        self._release()
 
     def _continues(self) -> bool:
         """Whether the client waits to be told to send the body."""
@@ -396,7 +430,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._early = b""
 
     def _drop_rest(self, refusal: Reply) -> None:
-        """Read a body that is too large to its end, so that the connection can go on; not for ever, though."""
+        """Read a body that is refused to its end, so that the connection can go on; not for ever, though."""
         most = _DRAIN_FACTOR * self._server.limits.body_bytes
         if self._headers.get(b"expect") or self._expected > most or self._received > most:
             self._linger(refusal)
@@ -419,7 +453,9 @@ class _Connection(asyncio.BufferedProtocol):
             keep_alive=parser.should_keep_alive(),
             http_1_0=parser.get_http_version() == "1.0",
             received=time.monotonic(),
+            held=self._held,
         )
+        self._held = 0  # the request has it now
         self._waiting.append((request, self._refusal))
         self._reset()
         self._unbroken = 0
@@ -436,7 +472,10 @@ class _Connection(asyncio.BufferedProtocol):
         try:
             while self._waiting and not self._closing:
                 request, reply = self._waiting.popleft()
-                self._write(request, reply or await self._answer(request))
+                try:
+                    self._write(request, reply or await self._answer(request))
+                finally:
+                    self._server.intake.release(request.held)
                 del request, reply  # a slow reader holds its answer, not its request
                 if self._writable is not None:
                     await self._writable.wait()
@@ -530,6 +569,9 @@ class _Connection(asyncio.BufferedProtocol):
     def _too_large(self) -> Reply:
         return Reply(error_body(f"the body is over the limit of {self._server.limits.body_bytes} bytes"), 413)
 
+    def _too_much(self) -> Reply:
+        return Reply(error_body(NO_ROOM), 503)
+
     def _refuse(self, status: int, message: str) -> None:
         self._linger(Reply(error_body(message), status))
 
@@ -546,7 +588,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._waiting.append((farewell, last))
 
 
-def uncleared(size: int, headers: Headers) -> memoryview:
+def uncleared(size: int, beginning: object = None) -> memoryview:
     """Memory that nobody has cleared: it is about to be overwritten."""
     return np.empty(size, np.uint8).data
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from models.tensor import Buffer
 from serving.arena import Window
+from serving.errors import MalformedMessageError
 from serving.frames import Inbox, pack, send_some
 
 _log = logging.getLogger("understudy.replica")
@@ -71,6 +72,14 @@ class Reception:
         except OSError as error:
             self._drop(peer, str(error))
 
+    def refuse(self, peer: Peer, why: str) -> None:
+        """Let go of a router that sent what is no message: nothing more of it is taken, and no other notices."""
+        if self._peers.get(peer.descriptor) is not peer:
+            return
+        _log.warning("a router is let go of for a malformed message: %s", why)
+        self._forget(peer)
+        self._messages = deque(each for each in self._messages if each[0] is not peer)
+
     def close(self) -> None:
         """Disconnect from all routers, which is how they learn of it."""
         self._listening.close()
@@ -91,14 +100,20 @@ class Reception:
         except OSError as error:
             self._drop(peer, str(error))
             return
-        if count:
-            self._messages.extend((peer, frames) for frames in peer.inbox.received(count))
-        else:
+        if not count:
             self._drop(peer, "it closed the connection")
+            return
+        try:
+            self._messages.extend((peer, frames) for frames in peer.inbox.received(count))
+        except MalformedMessageError as error:
+            self.refuse(peer, str(error))
 
     def _drop(self, peer: Peer, why: str) -> None:
         """Forget a router. Messages of it that were read already are still taken, and their replies dropped."""
         _log.info("a router is gone: %s", why)
+        self._forget(peer)
+
+    def _forget(self, peer: Peer) -> None:
         del self._peers[peer.descriptor]
         self._poll.unregister(peer.descriptor)
         peer.connection.close()

@@ -25,6 +25,7 @@ from models.tensor import Array, Buffer, Tensor, from_numpy, to_numpy
 from rollout.traffic import Priority
 from serving.arena import Window
 from serving.directory import Directory, Replica
+from serving.errors import MalformedMessageError
 from serving.reception import Peer, Reception
 from serving.wire import (
     BatchHeader,
@@ -133,6 +134,12 @@ class Worker:
             self._backend.close()
 
     def _answer(self, reception: Reception, peer: Peer, message: Sequence[memoryview]) -> None:
+        try:
+            self._answer_message(reception, peer, message)
+        except MalformedMessageError as error:
+            reception.refuse(peer, str(error))
+
+    def _answer_message(self, reception: Reception, peer: Peer, message: Sequence[memoryview]) -> None:
         head, *frames = message
         if (arena := decode_hello(head)) is not None:
             peer.window = _open(arena)
@@ -234,8 +241,8 @@ def _open(arena: str) -> Window | None:
     """A router's arena, if it can be read from here."""
     try:
         return Window(arena)
-    except OSError as error:
-        _log.info("batches come as messages, because %s cannot be read: %s", arena, error.strerror)
+    except (OSError, ValueError) as error:
+        _log.info("batches come as messages, because the arena cannot be read: %s", error)
         return None
 
 
@@ -269,24 +276,39 @@ def _unprepared(error: Exception) -> _Run:
 
 
 def _stack(header: BatchHeader, frames: Sequence[Buffer], window: Window | None, *, batched: bool) -> dict[str, Array]:
-    """The batch's arrays: views of joined frames or of the router's arena, else one concatenation."""
-    inputs, at, total = {}, 0, sum(header.rows)
+    """The batch's arrays: views of joined frames or of the router's arena, else one concatenation.
+
+    Raises:
+        MalformedMessageError: the frames or blocks are not those that the header speaks of.
+    """
+    inputs, at = {}, 0
     for layout in header.inputs:
         blocks = header.blocks.get(layout.name)
-        if blocks is not None:
-            assert window is not None, "a router names blocks only to replicas that said they can read them"
-            buffers: Sequence[Buffer] = [window.view(offset, size) for offset, size in blocks]
-        else:
-            end = at + (1 if layout.joined else len(header.rows))
-            buffers, at = frames[at:end], end
-        if layout.joined:
-            shape = (total, *layout.shape) if batched else layout.shape
-            inputs[layout.name] = to_numpy(layout.datatype, shape, buffers[0])
-        else:
-            inputs[layout.name] = np.concatenate(
-                [
-                    to_numpy(layout.datatype, (rows, *layout.shape), buffer)
-                    for rows, buffer in zip(header.rows, buffers, strict=True)
-                ]
-            )
+        try:
+            if blocks is None:
+                end = at + (1 if layout.joined else len(header.rows))
+                buffers, at = frames[at:end], end
+            else:
+                buffers = _shown(window, blocks)
+            inputs[layout.name] = _input(layout, header.rows, buffers, batched=batched)
+        except ValueError as error:
+            raise MalformedMessageError(f"input {layout.name!r}: {error}") from None
+    if at != len(frames):
+        raise MalformedMessageError(f"expected {at} frames after the header, got {len(frames)}")
     return inputs
+
+
+def _shown(window: Window | None, blocks: Sequence[tuple[int, int]]) -> list[Buffer]:
+    """What lies in the router's arena, of which it was told that it can be read here."""
+    if window is None:
+        raise ValueError("expected frames, as the arena cannot be read here")
+    return [window.view(offset, size) for offset, size in blocks]
+
+
+def _input(layout: Layout, rows: Sequence[int], buffers: Sequence[Buffer], *, batched: bool) -> Array:
+    if layout.joined:
+        (whole,) = buffers
+        return to_numpy(layout.datatype, (sum(rows), *layout.shape) if batched else layout.shape, whole)
+    return np.concatenate(
+        [to_numpy(layout.datatype, (count, *layout.shape), buffer) for count, buffer in zip(rows, buffers, strict=True)]
+    )

@@ -126,20 +126,26 @@ class Router:
             self._dispatch(job)
             response = await job.future
         except ServingError as error:
-            elapsed_s = time.monotonic() - job.arrived
-            self._metrics.observe(request.model, job.version, False, elapsed_s)
-            self.statistics.record_failure(request.model, job.version, total_ns=round(elapsed_s * 1e9))
-            log_event(
-                _log,
-                "request_failed",
-                level=logging.WARNING,
-                model=request.model,
-                request_id=request.request_id,
-                error=str(error),
-            )
+            self._note_failure(job, error)
             raise
-        self._metrics.observe(request.model, response.version, True, time.monotonic() - job.arrived)
+        self._metrics.observe(request.model, response.version, "ok", time.monotonic() - job.arrived)
         return response
+
+    def _note_failure(self, job: Job, error: ServingError) -> None:
+        """Count and log a request that got an error; one that its model could not read is its client's affair."""
+        elapsed_s, model = time.monotonic() - job.arrived, job.request.model
+        rejected = isinstance(error, InvalidArgumentError)
+        self._metrics.observe(model, job.version, "rejected" if rejected else "error", elapsed_s)
+        if not rejected:
+            self.statistics.record_failure(model, job.version, total_ns=round(elapsed_s * 1e9))
+        log_event(
+            _log,
+            "request_rejected" if rejected else "request_failed",
+            level=logging.INFO if rejected else logging.WARNING,
+            model=model,
+            request_id=job.request.request_id,
+            error=str(error),
+        )
 
     # -- control -------------------------------------------------------------------------------------------------------
 

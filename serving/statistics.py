@@ -84,7 +84,7 @@ class Statistics:
         batches.output_ns += output_ns
 
     def record_failure(self, model: str, version: int, *, total_ns: int) -> None:
-        """Count a request that got an error, ``total_ns`` after it arrived."""
+        """Count a request that got an error, ``total_ns`` after it arrived; not one that was wrong in itself."""
         counters = self._of(model, version)
         counters.failures += 1
         counters.failed_ns += total_ns

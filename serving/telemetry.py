@@ -11,7 +11,7 @@ from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
@@ -23,6 +23,8 @@ from serving.errors import LaunchError
 from serving.http_server import bind
 from serving.stages import Histogram
 
+# Of a request; rejected: its client sent what the model cannot read, which says nothing about the version.
+Outcome: TypeAlias = Literal["ok", "error", "rejected"]
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _FIELDS: Final = "understudy_fields"
 _LOG_QUEUE: Final = 10_000
@@ -89,10 +91,10 @@ def log_event(
 class _Version:
     """What one model version answered: plain numbers, as Prometheus's own children lock for every request."""
 
-    __slots__ = ("errors", "ok", "seconds")
+    __slots__ = ("requests", "seconds")
 
     def __init__(self) -> None:
-        self.ok = self.errors = 0
+        self.requests: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self.seconds = Histogram(LATENCY_BUCKETS_S)
 
 
@@ -110,8 +112,8 @@ class _Answers(Collector):
             "understudy_request_seconds", "Time from a checked request to its answer.", labels=("model", "version")
         )
         for (model, version), counts in list(self.versions.items()):
-            requests.add_metric((model, str(version), "ok"), counts.ok)
-            requests.add_metric((model, str(version), "error"), counts.errors)
+            for outcome, count in counts.requests.items():
+                requests.add_metric((model, str(version), outcome), count)
             seconds.add_metric((model, str(version)), counts.seconds.cumulative(), counts.seconds.sum)
         yield requests
         yield seconds
@@ -143,15 +145,12 @@ class Metrics:
             "understudy_queue_depth", "Items that wait for a replica.", ("model", "version"), registry=registry
         )
 
-    def observe(self, model: str, version: int, ok: bool, seconds: float) -> None:
+    def observe(self, model: str, version: int, outcome: Outcome, seconds: float) -> None:
         """Count one request and its duration."""
         counts = self._answers.versions.get((model, version))
         if counts is None:
             counts = self._answers.versions[model, version] = _Version()
-        if ok:
-            counts.ok += 1
-        else:
-            counts.errors += 1
+        counts.requests[outcome] += 1
         counts.seconds.observe(seconds)
 
     def set_mirror(self, model: str, accounting: Mapping[str, int]) -> None:

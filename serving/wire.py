@@ -8,13 +8,17 @@ with one frame per output and segment. Headers are JSON: small, inspectable, and
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Final, TypeVar
 
 import orjson
 
-from models.tensor import Buffer, Tensor
+from models.tensor import DATATYPES, Buffer, Tensor
+from serving.errors import MalformedMessageError
 
+_Decoded = TypeVar("_Decoded")
 JOIN_BELOW_BYTES: Final = 64 * 1024
+_QUOTED_CHARS: Final = 100  # of what is wrong in a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +102,53 @@ def encode_batch(
     return frames
 
 
+def _decoder(decode: Callable[[Buffer], _Decoded]) -> Callable[[Buffer], _Decoded]:
+    """Whatever goes wrong with a frame is the fault of who sent it."""
+
+    @wraps(decode)
+    def decoded(frame: Buffer) -> _Decoded:
+        try:
+            return decode(frame)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise MalformedMessageError(f"{decode.__name__}: {error}") from None
+
+    return decoded
+
+
+@_decoder
 def decode_batch_header(frame: Buffer) -> BatchHeader:
-    """The inverse of ``encode_batch``'s first frame."""
+    """The inverse of ``encode_batch``'s first frame.
+
+    Raises:
+        MalformedMessageError: it is no such frame, or its parts contradict each other.
+    """
     batch, rows, inputs, measure, blocks = orjson.loads(frame)
-    return BatchHeader(id=batch, rows=tuple(rows), inputs=_layouts(inputs), measure=measure, blocks=blocks)
+    header = BatchHeader(id=batch, rows=tuple(rows), inputs=_layouts(inputs), measure=measure, blocks=blocks)
+    _check(_is_count(batch), "id", batch)
+    _check(bool(rows) and all(map(_is_count, rows)), "rows", rows)
+    _check(type(measure) is bool, "measure", measure)
+    _check_inputs(header)
+    return header
+
+
+def _check_inputs(header: BatchHeader) -> None:
+    names = {layout.name for layout in header.inputs}
+    _check(len(names) == len(header.inputs) > 0, "inputs", header.inputs)
+    _check(names.issuperset(header.blocks), "blocks", header.blocks)
+    for layout in header.inputs:
+        blocks = header.blocks.get(layout.name)
+        if blocks is not None:
+            _check(len(blocks) == (1 if layout.joined else len(header.rows)), f"blocks of {layout.name!r}", blocks)
+            _check(all(_is_count(offset) and _is_count(size) for offset, size in blocks), "blocks", blocks)
+
+
+def _check(good: bool, field: str, value: object) -> None:
+    if not good:
+        raise ValueError(f"{field}: cannot be {value!r:.{_QUOTED_CHARS}}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _located(buffers: Sequence[Buffer], locate: Callable[[Buffer], int | None]) -> list[tuple[int, int]]:
@@ -120,9 +167,16 @@ def encode_hello(arena: str) -> bytes:
     return orjson.dumps(arena)
 
 
+@_decoder
 def decode_hello(frame: Buffer) -> str | None:
-    """The arena's name; None of any other message."""
-    return str(orjson.loads(frame)) if frame[:1] == b'"' else None
+    """The arena's name; None of any other message.
+
+    Raises:
+        MalformedMessageError: it begins like a name, and is none.
+    """
+    if frame[:1] != b'"':
+        return None
+    return str(orjson.loads(frame))
 
 
 def encode_welcome(shared: bool) -> bytes:
@@ -130,9 +184,16 @@ def encode_welcome(shared: bool) -> bytes:
     return orjson.dumps(shared)
 
 
+@_decoder
 def decode_welcome(frame: Buffer) -> bool | None:
-    """Whether the replica can read the arena; None of any other message."""
-    return None if frame[:1] == b"[" else bool(orjson.loads(frame))
+    """Whether the replica can read the arena; None of any other message.
+
+    Raises:
+        MalformedMessageError: it is neither.
+    """
+    if frame[:1] == b"[":
+        return None
+    return bool(orjson.loads(frame))
 
 
 def encode_reply_header(reply: ReplyHeader) -> bytes:
@@ -144,8 +205,13 @@ def encode_reply_header(reply: ReplyHeader) -> bytes:
     return orjson.dumps((reply.id, segments, reply.copy_us, reply.preprocess_us, reply.compute_us, reply.peak_bytes))
 
 
+@_decoder
 def decode_reply_header(frame: Buffer) -> ReplyHeader:
-    """The inverse of ``encode_reply_header``."""
+    """The inverse of ``encode_reply_header``.
+
+    Raises:
+        MalformedMessageError: it is no such frame.
+    """
     batch, segments, copy_us, preprocess_us, compute_us, peak = orjson.loads(frame)
     return ReplyHeader(
         id=batch,
@@ -161,4 +227,12 @@ def decode_reply_header(frame: Buffer) -> ReplyHeader:
 
 
 def _layouts(values: Sequence[Any]) -> tuple[Layout, ...]:
-    return tuple(Layout(name, datatype, tuple(shape), joined) for name, datatype, shape, joined in values)
+    return tuple(_layout(*value) for value in values)
+
+
+def _layout(name: str, datatype: str, shape: Sequence[int], joined: bool) -> Layout:
+    _check(type(name) is str, "name", name)
+    _check(datatype in DATATYPES, "datatype", datatype)
+    _check(all(map(_is_count, shape)), "shape", shape)
+    _check(type(joined) is bool, "joined", joined)
+    return Layout(name, datatype, tuple(shape), joined)

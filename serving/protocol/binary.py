@@ -18,6 +18,8 @@ from serving.protocol.messages import InferRequest, InferResponse, RequestedOutp
 from serving.protocol.parameters import check_request_parameters, check_tensor_parameters
 
 MAX_ID_CHARS: Final = 512  # an id travels in a response header, whose line clients bound at 8 KiB
+SHORT_JSON_BYTES: Final = 256 * 1024  # takes up to 4 ms; in a thread a longer one holds the others up half as long
+_SHORT_WALK: Final = 16 * 1024  # BYTES elements, some 2 ms
 MAX_RANK: Final = 64  # numpy's own bound; keeps the product of a hostile shape small
 _BINARY_SIZE: Final = "binary_data_size"
 _NOTHING: Final[Mapping[str, Any]] = {}
@@ -41,16 +43,25 @@ class EncodedInfer:
     header_length: int | None
 
 
-def decode_infer(model: str, version: int | None, body: Buffer, header_length: int | None = None) -> DecodedInfer:
+class LongDecodeError(Exception):
+    """Decoding would take so long that it belongs into a thread."""
+
+
+def decode_infer(
+    model: str, version: int | None, body: Buffer, header_length: int | None = None, *, patient: bool = True
+) -> DecodedInfer:
     """Decode an infer body; ``header_length`` is that of Inference-Header-Content-Length (None: all is JSON).
 
     Raises:
         InvalidArgumentError: anything wrong with the body in itself, whatever the model; names what.
         UnsupportedError: shared memory.
+        LongDecodeError: it would take more than a few milliseconds, and the caller is not ``patient``.
     """
     view = memoryview(body)
     if header_length is None:
         header_length = len(view)
+    if header_length > SHORT_JSON_BYTES and not patient:
+        raise LongDecodeError
     document = parse(view[:header_length])
     if type(document) is not dict:
         raise InvalidArgumentError(f"an infer request must be a JSON object, got {type_name(document)}")
@@ -61,7 +72,7 @@ def decode_infer(model: str, version: int | None, body: Buffer, header_length: i
         model=model,
         version=version,
         id=_request_id(document),
-        inputs=_inputs(document.get("inputs"), view[header_length:]),
+        inputs=_inputs(document.get("inputs"), view[header_length:], patient=patient),
         parameters=parameters,
     )
     return DecodedInfer(request, _outputs(document.get("outputs")), parameters.get("binary_data_output", False))
@@ -99,7 +110,7 @@ def _named_entries(entries: Any, what: str) -> Iterable[tuple[str, dict[str, Any
         yield name, entry
 
 
-def _inputs(entries: Any, tail: memoryview) -> dict[str, Tensor]:
+def _inputs(entries: Any, tail: memoryview, *, patient: bool) -> dict[str, Tensor]:
     if not entries:
         raise InvalidArgumentError("the request has no 'inputs'")
     inputs: dict[str, Tensor] = {}
@@ -118,6 +129,8 @@ def _inputs(entries: Any, tail: memoryview) -> dict[str, Tensor]:
                 raise InvalidArgumentError(
                     f"input {name!r}: 'binary_data_size' is {size}, the body has {len(data)} bytes left for it"
                 )
+            if datatype == "BYTES" and min(count, size // 4) > _SHORT_WALK and not patient:
+                raise LongDecodeError
             check_wire(name, datatype, shape, count, data)
             at += size
         inputs[name] = Tensor(name, datatype, shape, data)

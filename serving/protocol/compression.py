@@ -32,21 +32,25 @@ def decompress(data: Buffer, encoding: str, max_bytes: int) -> bytes:
         InvalidArgumentError: corrupt, cut short, or followed by other bytes.
         PayloadTooLargeError: more than ``max_bytes`` when decompressed.
     """
+    return b"".join(decompressed(data, encoding, max_bytes))
+
+
+def decompressed(data: Buffer, encoding: str, max_bytes: int) -> Iterator[bytes]:
+    """A body decompressed piece by piece, of 1 MiB at most; errors like ``decompress``, each where it is found."""
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
-    view, pieces, total, at = memoryview(data), [], 0, 0
+    view, total, at = memoryview(data), 0, 0
     try:
         while at < len(view) and not stream.eof:
             for piece in _pieces(stream, view[at : at + _READ_BYTES]):
-                pieces.append(piece)
                 total += len(piece)
                 if total > max_bytes:
                     raise PayloadTooLargeError(f"the decompressed body is over the limit of {max_bytes} bytes")
+                yield piece
             at += _READ_BYTES
     except zlib.error as error:
         raise InvalidArgumentError(f"corrupt {encoding} body: {error}") from None
     if not stream.eof or stream.unused_data or at < len(view):
         raise InvalidArgumentError(f"corrupt {encoding} body: it is cut short or has bytes after its end")
-    return b"".join(pieces)
 
 
 def _pieces(stream: "zlib._Decompress", data: Buffer) -> Iterator[bytes]:

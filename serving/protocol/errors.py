@@ -1,9 +1,9 @@
 """The one place where an error becomes a status code and a body."""
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Final
 
-import grpc
 import orjson
 
 from models.errors import UnderstudyError
@@ -18,6 +18,20 @@ from serving.errors import (
     UnsupportedMediaTypeError,
 )
 
+
+class Code(IntEnum):
+    """gRPC's status codes, as far as they are given here."""
+
+    OK = 0
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
 HTTP_STATUS: Final[Mapping[type[UnderstudyError], int]] = {
     InvalidArgumentError: 400,
     NotFoundError: 404,
@@ -29,16 +43,16 @@ HTTP_STATUS: Final[Mapping[type[UnderstudyError], int]] = {
     DeadlineError: 504,
     UnderstudyError: 500,
 }
-GRPC_STATUS: Final[Mapping[type[UnderstudyError], grpc.StatusCode]] = {
-    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    PayloadTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    UnsupportedMediaTypeError: grpc.StatusCode.UNIMPLEMENTED,
-    ModelFailedError: grpc.StatusCode.INTERNAL,
-    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    UnderstudyError: grpc.StatusCode.INTERNAL,
+GRPC_STATUS: Final[Mapping[type[UnderstudyError], Code]] = {
+    InvalidArgumentError: Code.INVALID_ARGUMENT,
+    NotFoundError: Code.NOT_FOUND,
+    PayloadTooLargeError: Code.RESOURCE_EXHAUSTED,
+    UnsupportedMediaTypeError: Code.UNIMPLEMENTED,
+    ModelFailedError: Code.INTERNAL,
+    UnsupportedError: Code.UNIMPLEMENTED,
+    UnavailableError: Code.UNAVAILABLE,
+    DeadlineError: Code.DEADLINE_EXCEEDED,
+    UnderstudyError: Code.INTERNAL,
 }
 # gRPC carries a message in a header, percent-encoded (three bytes for one), and clients bound their headers at 8 KiB.
 _MAX_DETAILS_BYTES: Final = 2048
@@ -50,7 +64,7 @@ def http_status(error: UnderstudyError) -> int:
     return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
 
 
-def grpc_status(error: UnderstudyError) -> grpc.StatusCode:
+def grpc_status(error: UnderstudyError) -> Code:
     """The status of the nearest class in the error's ancestry that the table lists."""
     return next(GRPC_STATUS[kind] for kind in type(error).__mro__ if kind in GRPC_STATUS)
 

@@ -86,7 +86,7 @@ class _Parts(NamedTuple):  # one of these for each request: a frozen dataclass c
     raw: list[memoryview]
 
 
-def decode_infer(body: bytes) -> DecodedInfer:
+def decode_infer(body: Buffer) -> DecodedInfer:
     """Decode a ``ModelInferRequest``.
 
     Raises:
@@ -108,7 +108,22 @@ def decode_infer(body: bytes) -> DecodedInfer:
     return DecodedInfer(request, head.outputs)
 
 
-def request_id_of(body: bytes) -> str:
+def lead_of(early: Buffer) -> int:
+    """How far a body's first raw contents are from its beginning, of which ``early`` has come; 0 if it has not."""
+    at = 0
+    try:
+        while early[at] in _TAGS:
+            tag = early[at]
+            size, after = _varint(early, at + 1)
+            if tag == _TAG_RAW_INPUT:
+                return after
+            at = after + size
+    except IndexError:
+        pass
+    return 0
+
+
+def request_id_of(body: Buffer) -> str:
     """The id of a request that was refused; "" if even that cannot be read."""
     try:
         return (_split(body) or _split_by_protobuf(body)).id[:MAX_ID_CHARS]
@@ -129,7 +144,7 @@ def version_of(text: str) -> int | None:
     return int(text)
 
 
-def _split(body: bytes) -> _Parts | None:
+def _split(body: Buffer) -> _Parts | None:
     """A body's parts; None if it is not made up of a few of the message's fields in their usual form."""
     view = memoryview(body)
     at, end, request_id = 0, len(body), ""
@@ -145,7 +160,7 @@ def _split(body: bytes) -> _Parts | None:
             if tag == _TAG_RAW_INPUT:
                 raw.append(view[at - size : at])
             elif tag == _TAG_ID:
-                request_id = body[at - size : at].decode()
+                request_id = str(body[at - size : at], "utf-8")
             elif tag in _TAGS:
                 head.append(view[start:at])
             else:
@@ -155,7 +170,7 @@ def _split(body: bytes) -> _Parts | None:
     return _Parts(b"".join(head), request_id, raw) if at == end else None
 
 
-def _varint(body: bytes, at: int) -> tuple[int, int]:
+def _varint(body: Buffer, at: int) -> tuple[int, int]:
     """The number at ``at``, and where the next byte is."""
     value = 0
     for shift in range(0, _VARINT_BITS, 7):
@@ -167,9 +182,9 @@ def _varint(body: bytes, at: int) -> tuple[int, int]:
     raise IndexError("a varint without an end")
 
 
-def _split_by_protobuf(body: bytes) -> _Parts:
+def _split_by_protobuf(body: Buffer) -> _Parts:
     try:
-        request = _Request.FromString(body)
+        request = _Request.FromString(bytes(body))
     except DecodeError:
         raise InvalidArgumentError("the body is not a ModelInferRequest") from None
     if len(request.raw_input_contents) > _MAX_FIELDS:

@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 from serving.http_server import HttpRequest, HttpServer, Limits, Reply, bind
+from serving.intake import Intake
 
 TEXT = (b"content-type", b"text/plain")
 DEFAULT = Limits()
@@ -127,8 +128,10 @@ def told(method: str, target: bytes, headers: dict[bytes, bytes], body: bytes) -
 
 
 @contextmanager
-def talking(limits: Limits = DEFAULT) -> Iterator[Talker]:
-    """Whatever happens while it runs: nothing reaches the loop's exception handler, and no connection is left."""
+def talking(limits: Limits = DEFAULT, *, intake: Intake | None = None) -> Iterator[Talker]:
+    """Whatever happens while it runs: nothing reaches the loop's exception handler, and no connection is left, nor any
+    of their bytes at the intake.
+    """
     sock = bind("127.0.0.1", 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)  # accepted connections have it from here
     started, made = threading.Event(), []
@@ -141,7 +144,7 @@ def talking(limits: Limits = DEFAULT) -> Iterator[Talker]:
         async def handle(request: HttpRequest) -> Reply:
             return await talker.handle(request)
 
-        server = HttpServer(handle, sock, limits=limits)
+        server = HttpServer(handle, sock, limits=limits, intake=intake)
         talker = Talker(sock.getsockname()[1], loop, server, asyncio.Event())
         loop.set_exception_handler(lambda _, context: talker.faults.append(context))
         await server.start()
@@ -152,6 +155,7 @@ def talking(limits: Limits = DEFAULT) -> Iterator[Talker]:
         await asyncio.sleep(0.01)
         assert not server.connections
         assert server.admitted == 0
+        assert server.intake.taken_bytes == 0
 
     thread = threading.Thread(target=lambda: asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve()))
     thread.start()

@@ -143,9 +143,10 @@ async def test_a_message_over_the_limit_is_refused() -> None:
 async def test_a_port_is_shared_only_where_that_was_asked_for() -> None:
     plane = DataPlane(EchoEngine())
     alone = GrpcServer(plane, "127.0.0.1", 0)
-    with pytest.raises(LaunchError, match=f"127.0.0.1:{alone.port}"):
-        GrpcServer(plane, "127.0.0.1", alone.port)
+    second = GrpcServer(plane, "127.0.0.1", alone.port)
     await alone.start()
+    with pytest.raises(LaunchError, match=str(alone.port)):
+        await second.start()
     await alone.stop(0)
     shared = GrpcServer(plane, "127.0.0.1", 0, reuse_port=True)
     again = GrpcServer(plane, "127.0.0.1", shared.port, reuse_port=True)

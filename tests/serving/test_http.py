@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import orjson
 import pytest
 
 from serving.dataplane import DataPlane
 from serving.errors import LaunchError, UnavailableError
 from serving.http import HttpApp, _remembered_segments
-from serving.http_server import HttpServer, Limits, bind
+from serving.http_server import HttpRequest, HttpServer, Limits, bind
 from tests.serving.echo_engine import EchoEngine
 
 REQUEST = {"inputs": [{"name": "IN", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
@@ -198,3 +199,48 @@ async def test_a_port_that_is_taken_between_bind_and_start_is_a_launch_error() -
 def test_localhost_is_bound() -> None:
     with bind("localhost", 0) as sock:
         assert sock.getsockname()[0] in ("127.0.0.1", "::1")
+
+
+async def test_json_over_its_limit_is_refused_and_binary_data_named_as_the_way() -> None:
+    app = HttpApp(DataPlane(EchoEngine()), max_json_bytes=1000)
+    infer, index = b"/v2/models/m/infer", b"/v2/repository/index"
+    small, large = orjson.dumps(REQUEST), orjson.dumps(REQUEST | {"id": "x" * 400}) + b" " * 600
+    binary = {b"inference-header-content-length": b"%d" % len(large)}
+    for target, headers in ((infer, {}), (index, {}), (infer, binary)):
+        reply = await app(HttpRequest("POST", target, headers, large))
+        assert reply.status == 413
+        assert "over the limit of 1000 bytes; send its tensors as binary data" in orjson.loads(reply.body)["error"]
+    assert (await app(HttpRequest("POST", infer, {}, small))).status == 200
+    tensors = orjson.dumps({"inputs": [{**REQUEST["inputs"][0], "data": None, "parameters": {"binary_data_size": 8}}]})
+    binary = {b"inference-header-content-length": b"%d" % len(tensors)}
+    assert (await app(HttpRequest("POST", infer, binary, tensors + bytes(8)))).status == 200
+
+
+def numbers(count: int) -> tuple[bytes, dict[bytes, bytes]]:
+    """A request whose JSON is long."""
+    tensor = {"name": "IN", "shape": [count // 2, 2], "datatype": "FP32", "data": [1] * count}
+    return orjson.dumps({"inputs": [tensor]}), {}
+
+
+def words(count: int) -> tuple[bytes, dict[bytes, bytes]]:
+    """A request with many empty strings as binary data."""
+    tensor = {"name": "IN", "shape": [count], "datatype": "BYTES", "parameters": {"binary_data_size": 4 * count}}
+    head = orjson.dumps({"inputs": [tensor]})
+    return head + bytes(4 * count), {b"inference-header-content-length": b"%d" % len(head)}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "said"),
+    [(*numbers(1_000_000), "expected a batch of 1 to 4, got 500000"), (*words(500_000), "got BYTES of shape [500000]")],
+)
+async def test_the_loop_goes_on_while_a_long_request_is_decoded(
+    body: bytes, headers: dict[bytes, bytes], said: str
+) -> None:
+    app = HttpApp(DataPlane(EchoEngine()))
+    asking = asyncio.create_task(app(HttpRequest("POST", b"/v2/models/m/infer", headers, body)))
+    turns = 0
+    while not asking.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert said in orjson.loads(asking.result().body)["error"], "it was decoded, and refused only then"
+    assert turns > 10
