@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench alternatives peers load fuzz wrk proto perf_analyzer foreign_clients reference clean
+.PHONY: setup demo test check format bench alternatives peers load soak fuzz wrk proto perf_analyzer foreign_clients reference clean
 
 setup: $(READY)
 
@@ -50,6 +50,10 @@ peers: $(READY) wrk
 # Locust against a service of its own: fails where p95 latency, error rate or capacity miss their objectives.
 load: $(READY)
 	$(BIN)/python -m benchmarks.load_test
+
+# An hour at 70 % of capacity: fails where a process grows or a request fails; goes on where it was cut off.
+soak: $(READY)
+	$(BIN)/python -m benchmarks.soak
 
 # NVIDIA's load generator, and clients whose packages do not fit beside ours; into .venv-peers, for the tests that use them.
 perf_analyzer: $(READY)

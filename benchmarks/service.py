@@ -78,15 +78,17 @@ class Understudy:
 
 
 @contextmanager
-def understudy(scratch: Path, workloads: Iterable[Workload]) -> Iterator[Understudy]:
+def understudy(scratch: Path, workloads: Iterable[Workload], *, sample: float = 1.0) -> Iterator[Understudy]:
     """A service on free ports of the loopback; its files are in ``scratch``, which must not be in use.
+
+    ``sample`` is the share of the requests that is mirrored once ``mirror`` is called.
 
     Raises:
         BenchmarkError: it did not start.
     """
     ports = dict(zip(("http_port", "grpc_port", "metrics_port", "admin_port"), free_ports(4), strict=True))
     scratch.mkdir(parents=True)
-    config = _write_config(scratch, ports, list(workloads))
+    config = _write_config(scratch, ports, list(workloads), sample)
     url = f"http://127.0.0.1:{ports['http_port']}"
     with (
         running([*COMMAND, str(config)], ready_url=f"{url}/v2/health/ready", log=scratch / "serve.log"),
@@ -95,7 +97,7 @@ def understudy(scratch: Path, workloads: Iterable[Workload]) -> Iterator[Underst
         yield Understudy(url, f"127.0.0.1:{ports['grpc_port']}", admin)
 
 
-def _write_config(scratch: Path, ports: Mapping[str, int], workloads: Iterable[Workload]) -> Path:
+def _write_config(scratch: Path, ports: Mapping[str, int], workloads: Iterable[Workload], sample: float) -> Path:
     models = {}
     for workload in workloads:
         workload.write(scratch / "repository" / workload.name)
@@ -103,6 +105,7 @@ def _write_config(scratch: Path, ports: Mapping[str, int], workloads: Iterable[W
             "baseline": BASELINE,
             "replicas": {"num_cpus": 0.1},
             "batching": {**BATCHING, "max_batch_size": workload.max_batch_size},
+            "mirror": {"sample": sample},
             "comparator": {"kind": "classification", "output": workload.output},
         }
     (scratch / "hold.yaml").write_text(_POLICY, encoding="utf-8")

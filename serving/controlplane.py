@@ -20,8 +20,8 @@ from serving.admin import create_app
 from serving.config import Config
 from serving.control import ControlTraffic, Host
 from serving.directory import Directory
+from serving.door import bind
 from serving.errors import LaunchError
-from serving.http_server import bind
 from serving.operations import Operations
 
 _log = logging.getLogger("understudy.control")

@@ -24,10 +24,11 @@ from serving.config import Config, Model, Server
 from serving.control import table_from
 from serving.dataplane import DataPlane
 from serving.directory import Directory
+from serving.door import Limits, bind
 from serving.errors import LaunchError
 from serving.grpc import GrpcServer
 from serving.http import HttpApp
-from serving.http_server import HttpServer, Limits, bind
+from serving.http_server import HttpServer
 from serving.intake import Intake
 from serving.mirror import MirrorLane
 from serving.process import spare_the_collector
@@ -173,12 +174,12 @@ class DataServer:
                 self._ready.set()
                 await self._first(self._routed, self._stop)
             if not self._stop.is_set():
-                await self._open(plane, http, arena)
+                await self._open(plane, http, arena, intake)
         finally:
             for lane in router.close():
                 lane.recorder.close()
 
-    async def _open(self, plane: DataPlane, http: HttpServer, arena: Arena | None) -> None:
+    async def _open(self, plane: DataPlane, http: HttpServer, arena: Arena | None, intake: Intake) -> None:
         """Serve at all doors until ``stop``."""
         assert self._stop is not None
         server = self._config.server
@@ -190,6 +191,7 @@ class DataServer:
             max_message_bytes=server.max_grpc_message,
             reuse_port=self._several,
             arena=arena,
+            intake=intake,
         )
         registry = CollectorRegistry()
         registry.register(AllRouters(self._seat.notices))

@@ -18,9 +18,11 @@ from models.errors import UnderstudyError
 from models.tensor import Buffer
 from serving.arena import Arena
 from serving.dataplane import DataPlane
+from serving.door import Limits, bind, uncleared
 from serving.errors import InvalidArgumentError, NotFoundError, UnsupportedError
-from serving.grpc_server import MAX_MESSAGE_BYTES, Answer, Call, Exchange, GrpcListener, Method, failed
-from serving.http_server import Limits, bind, uncleared
+from serving.grpc_call import Answer, Call, Messages, Method, failed
+from serving.grpc_server import MAX_MESSAGE_BYTES, GrpcListener
+from serving.intake import Intake
 from serving.protocol.errors import error_details
 from serving.protocol.headers import ARM, KEY, REQUEST_ID, header_safe
 from serving.protocol.messages import InferRequest
@@ -63,12 +65,18 @@ class GrpcServer:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         reuse_port: bool = False,
         arena: Arena | None = None,
+        intake: Intake | None = None,
     ) -> None:
         sock = bind(host, port, reuse_port=reuse_port)
         self.port: int = sock.getsockname()[1]
         self._arena = arena
         self.listener = GrpcListener(
-            methods_of(plane), sock, limits=limits, max_message_bytes=max_message_bytes, allocate=self._allocate
+            methods_of(plane),
+            sock,
+            limits=limits,
+            intake=intake or Intake(limits.connections * max_message_bytes),
+            max_message_bytes=max_message_bytes,
+            allocate=self._allocate,
         )
 
     async def start(self) -> None:
@@ -165,13 +173,13 @@ class _Infer:
             log_event(logger, _INTERNAL, logging.ERROR, exc_info=True, request_id=request_id)
             return failed(UnderstudyError(_INTERNAL), _named(request_id))
 
-    async def stream(self, exchange: Exchange, call: Call) -> Answer:
+    async def stream(self, messages: Messages, call: Call) -> Answer:
         """Requests of one stream run side by side; their answers leave in the order of the requests."""
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_STREAM_REQUESTS)
-        reading = asyncio.create_task(self._read(exchange, call, answers))
+        reading = asyncio.create_task(self._read(messages, call, answers))
         try:
             while (answer := await answers.get()) is not None:
-                await exchange.send(await answer)
+                await messages.send(await answer)
             await reading
         finally:
             reading.cancel()
@@ -180,9 +188,9 @@ class _Infer:
                     answer.cancel()
         return Answer()
 
-    async def _read(self, exchange: Exchange, call: Call, answers: "asyncio.Queue[asyncio.Task[bytes] | None]") -> None:
+    async def _read(self, messages: Messages, call: Call, answers: "asyncio.Queue[asyncio.Task[bytes] | None]") -> None:
         try:
-            async for body in exchange:
+            async for body in messages:
                 await answers.put(asyncio.create_task(self._streamed(body, call, time.monotonic())))
         finally:
             await answers.put(None)
@@ -260,13 +268,13 @@ def _health_methods(plane: DataPlane) -> dict[str, Method]:
             raise NotFoundError(f"unknown service {asked.service!r}")
         return {"status": status(asked.service)}
 
-    async def watch(exchange: Exchange, call: Call) -> Answer:
-        async for body in exchange:
+    async def watch(messages: Messages, call: Call) -> Answer:
+        async for body in messages:
             service, said = _parsed(request_type, body).service, ""
             while True:
                 if (now := status(service)) != said:
                     said = now
-                    await exchange.send(response_type(status=now).SerializeToString())
+                    await messages.send(response_type(status=now).SerializeToString())
                 await asyncio.sleep(_WATCH_S)
         raise UnsupportedError("the method takes one message, but none came")
 

@@ -15,6 +15,7 @@ from models.errors import UnderstudyError
 from models.tensor import Buffer
 from serving.arena import Arena
 from serving.dataplane import DataPlane
+from serving.door import uncleared
 from serving.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -22,7 +23,7 @@ from serving.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from serving.http_server import JSON, Headers, HttpRequest, Reply, uncleared
+from serving.http_server import JSON, Headers, HttpRequest, Reply
 from serving.intake import Intake
 from serving.protocol import compression
 from serving.protocol.binary import DecodedInfer, EncodedInfer, LongDecodeError, decode_infer, encode_infer

@@ -20,6 +20,8 @@ MAX_WINDOW: Final = 2**31 - 1
 DEFAULT_WINDOW: Final = 65_535
 DEFAULT_MAX_FRAME: Final = 16_384
 LARGEST_FRAME: Final = 2**24 - 1
+DEFAULT_TABLE_BYTES: Final = 4096
+NO_TABLE: Final = b"\x20"  # of a header block: from here on, the table is empty
 
 DATA: Final = 0
 HEADERS: Final = 1
@@ -38,6 +40,7 @@ END_HEADERS: Final = 0x4
 PADDED: Final = 0x8
 PRIORITISED: Final = 0x20
 
+HEADER_TABLE_SIZE: Final = 1
 ENABLE_PUSH: Final = 2
 MAX_CONCURRENT_STREAMS: Final = 3
 INITIAL_WINDOW_SIZE: Final = 4
@@ -47,6 +50,7 @@ MAX_HEADER_LIST_SIZE: Final = 6
 _SETTING: Final = struct.Struct(">HL")
 _NUMBER: Final = struct.Struct(">L")
 _PRIORITY_BYTES: Final = 5
+_GOAWAY_BYTES: Final = 8
 _INDEXED: Final = 0x80  # a field of a block that is wholly in the table; so are its further bytes, but for a last one
 _REMEMBERED: Final = 256  # blocks of one connection
 _PREFIX_7: Final = 0x7F
@@ -98,6 +102,12 @@ def frame(kind: int, flags: int, stream: int, payload: Buffer = b"") -> bytes:
 def frame_head(size: int, kind: int, flags: int, stream: int) -> bytes:
     """What comes before a frame's payload of ``size`` bytes."""
     return FRAME.pack(size >> 8, size & 0xFF, kind, flags, stream)
+
+
+def read_head(data: Buffer) -> tuple[int, int, int, int]:
+    """A payload's size, a frame's type, flags and stream, from its first bytes."""
+    upper, lower, kind, flags, stream = FRAME.unpack_from(data)
+    return upper << 8 | lower, kind, flags, stream & STREAM_MASK
 
 
 def settings(values: Mapping[int, int]) -> bytes:
@@ -175,6 +185,28 @@ def unprioritised(payload: memoryview, flags: int) -> memoryview:
     if len(payload) < _PRIORITY_BYTES:
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS is too short for its priority")
     return payload[_PRIORITY_BYTES:]
+
+
+def check_priority(stream: int, payload: Buffer) -> None:
+    """Check a PRIORITY frame, which says nothing here.
+
+    Raises:
+        ConnectionFault: it is of no stream, or has another size.
+    """
+    if not stream:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY is of a stream")
+    if len(payload) != _PRIORITY_BYTES:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {_PRIORITY_BYTES} bytes")
+
+
+def check_goaway(payload: Buffer) -> None:
+    """Check a GOAWAY frame.
+
+    Raises:
+        ConnectionFault: it is too short.
+    """
+    if len(payload) < _GOAWAY_BYTES:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY has at least {_GOAWAY_BYTES} bytes")
 
 
 class HeaderBlocks(Generic[T]):

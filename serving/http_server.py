@@ -15,40 +15,17 @@ from math import inf
 from typing import Any, Final
 
 import httptools
-import numpy as np
 
 from models.tensor import Buffer
-from serving.errors import LaunchError
+from serving.door import LINGER_S, SCRATCH_BYTES, Door, Entry, Limits, uncleared
 from serving.intake import COUNT_FROM_BYTES, NO_ROOM, Intake
 from serving.protocol.errors import error_body
 
 JSON: Final = (b"content-type", b"application/json")
-_SCRATCH_BYTES: Final = 64 * 1024
 _MAX_WAITING: Final = 16  # requests that one connection may send ahead of their answers
-_REFUSED_FACTOR: Final = 2  # of all connections to those that are served: the rest is refused, with an answer
 _DRAIN_FACTOR: Final = 4  # a refused body of up to this many times the limit is read to its end
-_LINGER_S: Final = 2.0  # how long a refused client may go on sending before it is cut off
-_TICK_S: Final = 0.25
 _STATUS: Final = {each.value: b"HTTP/1.1 %d %b\r\n" % (each.value, each.phrase.encode()) for each in HTTPStatus}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one client may take: sizes in bytes, times in seconds.
-
-    ``head_s`` and ``body_s`` bound how long a request line with its headers, and a body, may take to arrive whole,
-    however steadily they trickle; ``idle_s`` bounds a connection without a request, ``write_s`` a client that does not
-    read its answer. Times are kept to a quarter of a second, ``head_bytes`` to what one read brings.
-    """
-
-    connections: int = 4096
-    head_bytes: int = 64 * 1024
-    body_bytes: int = 64 * 1024 * 1024
-    head_s: float = 10.0
-    body_s: float = 60.0
-    idle_s: float = 75.0
-    write_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -83,7 +60,7 @@ Handler = Callable[[HttpRequest], Awaitable[Reply]]
 Allocate = Callable[[int, Headers], memoryview]
 
 
-class HttpServer:
+class HttpServer(Door["_Connection"]):
     """Serves one bound socket inside an event loop that already runs.
 
     ``handler`` answers every request; it must not raise. ``allocate`` gives the buffer for a body of a size, once the
@@ -95,67 +72,15 @@ class HttpServer:
         handler: Handler,
         sock: socket.socket,
         *,
-        limits: Limits = Limits(),
+        limits: Limits = Limits(),  # noqa: B008 - frozen
         backlog: int = 2048,
         allocate: Allocate | None = None,
         intake: Intake | None = None,
     ) -> None:
-        self.handler, self.limits = handler, limits
-        self.intake = intake or Intake(limits.connections * limits.body_bytes)
+        intake = intake or Intake(limits.connections * limits.body_bytes)
+        super().__init__(lambda: _Connection(self), sock, limits=limits, intake=intake, backlog=backlog)
+        self.handler = handler
         self.allocate = allocate or uncleared
-        self.connections: set[_Connection] = set()
-        self.admitted = 0  # of these, all but those that were one too many
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.stopping = False
-        # Received and parsed within one callback, so that all connections can share it.
-        self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
-        self.now = 0.0  # the loop's time, as of the last tick: near enough for timeouts
-        self._socket, self._backlog = sock, backlog
-        self._server: asyncio.Server | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self.loop = asyncio.get_running_loop()
-
-    async def start(self) -> None:
-        """Listen; requests are answered from here on.
-
-        Raises:
-            LaunchError: someone else began to listen on the same address since it was bound.
-        """
-        self._tick()
-        try:
-            self._server = await self.loop.create_server(
-                lambda: _Connection(self), sock=self._socket, backlog=self._backlog
-            )
-        except OSError as error:
-            host, port = self._socket.getsockname()[:2]
-            self._socket.close()
-            raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-
-    async def stop(self, grace_s: float) -> None:
-        """Accept no more, let requests under way finish for up to ``grace_s``, then cancel them."""
-        self.stopping = True
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self.connections):
-            connection.close_if_idle()
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=grace_s)
-        for task in list(self.tasks):
-            task.cancel()
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=1.0)
-        await asyncio.sleep(0)  # what was written in this turn of the loop leaves at its end
-        for connection in list(self.connections):
-            connection.abort()
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _tick(self) -> None:
-        self._timer = self.loop.call_later(_TICK_S, self._tick)
-        self.now = self.loop.time()
-        now = self.now
-        for connection in [each for each in self.connections if each.read_by < now or each.written_by < now]:
-            connection.expire()
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -167,11 +92,11 @@ class _Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_admitted",
         "_begun",
         "_body",
         "_closing",
         "_early",
+        "_entry",
         "_eof",
         "_expected",
         "_filled",
@@ -201,7 +126,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._waiting: deque[tuple[HttpRequest, Reply | None]] = deque()  # with the answer that is known already
         self._task: asyncio.Task[None] | None = None
         self._writable: asyncio.Event | None = None  # set and cleared only for a client that is slow to read
-        self._admitted = False
+        self._entry = Entry.TURNED_AWAY
         self._reading = True
         self._lingering = False  # the last answer is known: what still comes is dropped
         self._closing = False  # the last answer is written
@@ -219,26 +144,19 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
-        self._transport = transport
-        server = self._server
-        most = server.limits.connections
-        if server.stopping or len(server.connections) >= _REFUSED_FACTOR * most:
-            self._closing = True
-            transport.abort()
+        self._transport, server = transport, self._server
+        self._entry = server.enter(self)
+        if self._entry is Entry.TURNED_AWAY:
+            self.abort()
             return
-        server.connections.add(self)
         self.read_by = server.now + server.limits.idle_s
-        if server.admitted >= most:
-            self._refuse(503, f"the server has all of its {most} connections in use")
-        else:
-            server.admitted += 1
-            self._admitted = True
+        if self._entry is Entry.REFUSED:
+            self._refuse(503, server.full)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone; what is under way for it runs to its end, unheard."""
         self._closing = True
-        self._server.connections.discard(self)
-        self._server.admitted -= self._admitted
+        self._server.leave(self, self._entry)
         for request, _ in self._waiting:
             self._server.intake.release(request.held)
         self._waiting.clear()
@@ -463,7 +381,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._task is None:
             self._task = task = self._server.loop.create_task(self._answer_all())
             self._server.tasks.add(task)
-        elif self._reading and (len(self._waiting) >= _MAX_WAITING or len(body) > _SCRATCH_BYTES):
+        elif self._reading and (len(self._waiting) >= _MAX_WAITING or len(body) > SCRATCH_BYTES):
             self._reading = False
             self._transport.pause_reading()
 
@@ -537,7 +455,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.read_by = inf
         limits, now = self._server.limits, self._server.now
         if self._lingering and not self._eof:
-            self.written_by = now + _LINGER_S
+            self.written_by = now + LINGER_S
             self._transport.write_eof()
         else:
             self.written_by = now + limits.write_s
@@ -586,32 +504,3 @@ class _Connection(asyncio.BufferedProtocol):
             self._write(farewell, last)
         else:
             self._waiting.append((farewell, last))
-
-
-def uncleared(size: int, beginning: object = None) -> memoryview:
-    """Memory that nobody has cleared: it is about to be overwritten."""
-    return np.empty(size, np.uint8).data
-
-
-def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """A socket bound to ``host`` and ``port`` (0: any free one), not yet listening.
-
-    ``reuse_port`` lets several processes listen on one port; the kernel spreads the connections over them.
-
-    Raises:
-        LaunchError: the address is in use, not of this machine, or not permitted; names it.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise LaunchError(f"cannot bind {host}:{port}: {error.strerror}") from None
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise LaunchError(f"cannot bind {host}:{port}: {error.strerror}") from None
-    return sock

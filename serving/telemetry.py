@@ -19,8 +19,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.registry import Collector
 
 from serving.board import Notice
+from serving.door import bind
 from serving.errors import LaunchError
-from serving.http_server import bind
 from serving.stages import Histogram
 
 # Of a request; rejected: its client sent what the model cannot read, which says nothing about the version.

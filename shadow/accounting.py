@@ -4,7 +4,7 @@ Always: sampled = mirrored + pending + shed + too_large + timed_out + failed, in
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from threading import Lock
 from typing import Self
 
@@ -21,11 +21,15 @@ class Account:
     shed: int = 0  # dropped by our own budget: evidence for nothing
     too_large: int = 0  # over the lane's limit in bytes by themselves
     timed_out: int = 0  # recorded, and the other side did not answer in time
-    failed: int = 0  # recorded, and the other side failed; or lost by a fault of the recorder
+    failed: int = 0  # recorded, and the other side failed; or lost by a fault of the recorder, or with its process
 
     def __add__(self, other: "Account") -> "Account":
         mine, theirs = self.to_json(), other.to_json()
         return Account(**{name: mine[name] + theirs[name] for name in mine})
+
+    def abandoned(self) -> "Account":
+        """The account of a mirror whose process is gone: what was on its way is lost."""
+        return replace(self, pending=0, failed=self.failed + self.pending)
 
     @property
     def balanced(self) -> bool:

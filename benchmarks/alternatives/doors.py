@@ -13,7 +13,8 @@ ANSWER: Final = b"x" * 200
 
 async def understudy(port: int) -> None:
     """The data plane's own protocol, httptools under it."""
-    from serving.http_server import HttpRequest, HttpServer, Reply, bind
+    from serving.door import bind
+    from serving.http_server import HttpRequest, HttpServer, Reply
 
     async def handle(request: HttpRequest) -> Reply:
         return Reply(ANSWER)

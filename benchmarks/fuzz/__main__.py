@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,9 +21,10 @@ import yaml
 from benchmarks.environment import ROOT, describe
 from benchmarks.errors import BenchmarkError
 from benchmarks.fuzz.bodies import grpc_bodies, heads, http_bodies
-from benchmarks.fuzz.campaign import Campaign, over_grpc, over_http, over_sockets
+from benchmarks.fuzz.campaign import Campaign, over_grpc, over_http, over_http2, over_sockets
 from benchmarks.fuzz.decoders import TARGETS, fuzz
 from benchmarks.fuzz.memory import Memory, processes_of
+from benchmarks.fuzz.sessions import sessions
 from benchmarks.process import free_ports, running
 from benchmarks.report import RESULTS, origin, say, table, write
 from benchmarks.service import COMMAND
@@ -36,11 +37,12 @@ _WARM_UP_SHARE: Final = 0.2  # of the refusals: allocators and caches fill up fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is sent: ``http``, ``grpc`` and ``sockets`` count what was refused, ``runs`` those of each decoder."""
+    """How much is sent: ``runs`` counts those of each decoder, the others what was refused."""
 
     http: int
     grpc: int
     sockets: int
+    http2: int
     runs: int
     seed: int
 
@@ -77,6 +79,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         say("starting the service")
         with service(scratch) as ports:
             doors = [_run(each, ports) for each in _campaigns(plan, ports, found)]
+            _no_traceback(scratch / "serve.log")
     return {
         "benchmark": "fuzz",
         "environment": environment,
@@ -84,6 +87,13 @@ def measure(plan: Plan) -> dict[str, Any]:
         "decoders": decoders,
         "doors": doors,
     }
+
+
+def _no_traceback(log: Path) -> None:
+    """Raise if the service's log shows an exception that nobody caught."""
+    said = log.read_text(encoding="utf-8", errors="replace")
+    if (at := said.find("Traceback (most recent call last)")) >= 0:
+        raise BenchmarkError(f"the service logged: {said[at : at + 2000]}")
 
 
 def _campaigns(plan: Plan, ports: dict[str, int], found: dict[str, list[bytes]]) -> list[Campaign]:
@@ -95,6 +105,7 @@ def _campaigns(plan: Plan, ports: dict[str, int], found: dict[str, list[bytes]])
             name="gRPC", refusals=plan.grpc, send=over_grpc(grpc, grpc_bodies(plan.seed, found["message"])), port=http
         ),
         Campaign(name="damaged HTTP", refusals=plan.sockets, send=over_sockets(http, heads(plan.seed)), port=http),
+        Campaign(name="damaged HTTP/2", refusals=plan.http2, send=over_http2(grpc, sessions(plan.seed)), port=http),
     ]
 
 
@@ -162,12 +173,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--http", type=int, default=100_000, help="bodies to be refused over HTTP")
     parser.add_argument("--grpc", type=int, default=20_000, help="messages to be refused over gRPC")
-    parser.add_argument("--sockets", type=int, default=20_000, help="connections to be refused")
+    parser.add_argument("--sockets", type=int, default=20_000, help="connections of HTTP/1.1 to be refused")
+    parser.add_argument("--http2", type=int, default=20_000, help="connections of HTTP/2 to be refused")
     parser.add_argument("--runs", type=int, default=200_000, help="runs of each decoder")
     parser.add_argument("--seed", type=int, default=1, help="the same seed sends the same")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where fuzz.json and fuzz.md are written")
     options = parser.parse_args()
-    plan = Plan(http=options.http, grpc=options.grpc, sockets=options.sockets, runs=options.runs, seed=options.seed)
+    plan = Plan(**{each.name: getattr(options, each.name) for each in fields(Plan)})
     try:
         document = measure(plan)
     except UnderstudyError as error:

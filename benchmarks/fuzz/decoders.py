@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from hpack import Decoder
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.fuzz.bodies import PICTURE, binary_seeds, message_seeds
+from benchmarks.fuzz.sessions import header_blocks
 from benchmarks.report import say
 from models.errors import RejectedInputError
 from models.preprocess.image import ImageStep
 from models.spec import StepSpec, TensorSpec
 from models.tensor import DATATYPES
+from serving import http2
 from serving.errors import InvalidArgumentError, PayloadTooLargeError, UnsupportedError
 from serving.frames import Inbox, pack
 from serving.protocol import binary, compression, json_data, protobuf
@@ -27,6 +30,7 @@ from serving.protocol.messages import InferRequest, InferResponse
 
 Target = Callable[[bytes], None]
 _REFUSED: Final = (InvalidArgumentError, UnsupportedError, PayloadTooLargeError, RejectedInputError)
+_FAULTS: Final = (http2.ConnectionFault, http2.StreamFault)
 _TIMEOUT_S: Final = 300.0
 _DATATYPES: Final = sorted(DATATYPES)
 _LIMIT_BYTES: Final = 1 << 20
@@ -107,6 +111,32 @@ def _frames(data: bytes) -> None:
     assert [[bytes(frame) for frame in message] for message in received] == sent
 
 
+def _header_blocks(data: bytes) -> None:
+    """Header blocks, each behind its length: they mean what a decoder that remembers nothing of them says."""
+    blocks, plain = http2.HeaderBlocks(http2.check_request, _LIMIT_BYTES), Decoder(_LIMIT_BYTES)
+    while data:
+        block, data = data[1 : 1 + data[0]], data[1 + data[0] :]
+        try:
+            read = blocks.read(block)
+        except http2.StreamFault:
+            plain.decode(block, raw=True)
+            continue
+        assert read == {bytes(name): bytes(value) for name, value in plain.decode(block, raw=True)}
+
+
+def _frame_parts(data: bytes) -> None:
+    """A frame's payload behind its flags, as each kind of frame that has a form."""
+    flags, payload = data[0] if data else 0, data[1:]
+    inner = http2.unprioritised(http2.unpadded(payload, flags), flags)
+    assert len(inner) <= len(payload)
+    if len(payload) % 6 == 0:
+        settings = dict(http2.read_settings(payload))
+        assert len(settings) <= len(payload) // 6
+        assert settings.get(http2.INITIAL_WINDOW_SIZE, 0) <= http2.MAX_WINDOW
+    else:
+        assert http2.read_number(payload) <= http2.MAX_WINDOW
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "infer": _infer,
     "message": _message,
@@ -114,6 +144,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     "compressed": _compressed,
     "picture": _picture,
     "frames": _frames,
+    "header blocks": _header_blocks,
+    "frame parts": _frame_parts,
 }
 
 
@@ -128,6 +160,8 @@ def seeds(name: str) -> list[bytes]:
         "compressed": [b"\0" + compression.compress(plain, "gzip"), b"\xff" + compression.compress(plain, "deflate")],
         "picture": [bytes([kind]) + PICTURE for kind in range(3)],
         "frames": [b"abc\0" * 9, bytes(range(256))],
+        "header blocks": [header_blocks(number) for number in range(4)],
+        "frame parts": [b"\x08\2abc\0\0", b"\x20" + bytes(12), b"\0" + http2.settings({4: 7})[9:], b"\0\0\0\0\7"],
     }[name]
 
 
@@ -135,7 +169,7 @@ def try_one(name: str, data: bytes) -> bool:
     """Whether a target takes ``data``, or refuses it as the client's fault; anything else that it raises is raised."""
     try:
         TARGETS[name](data)
-    except _REFUSED:
+    except (*_REFUSED, *_FAULTS):
         return False
     return True
 

@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.fuzz.bodies import damage, grpc_bodies, heads, http_bodies
-from benchmarks.fuzz.campaign import Campaign, over_grpc, over_http, over_sockets
+from benchmarks.fuzz.campaign import Campaign, over_grpc, over_http, over_http2, over_sockets
 from benchmarks.fuzz.decoders import TARGETS, seeds, try_one
 from benchmarks.fuzz.memory import Memory, processes_of, resident_mb
+from benchmarks.fuzz.sessions import sessions
 from models.repository import Repository
 from serving.dataplane import DataPlane
 from tests.contract.local_engine import Endpoint, LocalEngine, served
@@ -45,6 +46,7 @@ def test_malformed_input_through_every_door(examples: Endpoint) -> None:
         ("http", over_http(examples.port, http_bodies(3))),
         ("grpc", over_grpc(examples.grpc_port, grpc_bodies(3))),
         ("sockets", over_sockets(examples.port, heads(3))),
+        ("http2", over_http2(examples.grpc_port, sessions(3))),
     ):
         campaign = Campaign(name=name, refusals=FEW, send=send, port=examples.port)
         with campaign.send as sender:
@@ -55,7 +57,7 @@ def test_malformed_input_through_every_door(examples: Endpoint) -> None:
 
 
 def test_the_same_seed_sends_the_same() -> None:
-    for make in (http_bodies, grpc_bodies, heads):
+    for make in (http_bodies, grpc_bodies, heads, sessions):
         assert list(islice(make(5), 50)) == list(islice(make(5), 50)) != list(islice(make(6), 50))
 
 
@@ -85,8 +87,8 @@ def test_a_server_that_misbehaves_is_a_finding(answer: bytes) -> None:
 
 def test_an_answer_that_blames_the_server_is_a_finding(examples: Endpoint) -> None:
     campaign = Campaign(name="x", refusals=1, send=over_sockets(examples.port, heads(1)), port=examples.port)
-    campaign.check(Counter({"200": 1, "400": 1, "OK": 1, "closed": 1}))
-    for answer in ("500", "503", "INTERNAL", "UNKNOWN"):
+    campaign.check(Counter({"200": 1, "400": 1, "OK": 1, "closed": 1, "malformed": 1, "ended: PROTOCOL_ERROR": 1}))
+    for answer in ("500", "503", "INTERNAL", "UNKNOWN", "ended: INTERNAL_ERROR"):
         with pytest.raises(BenchmarkError, match=answer):
             campaign.check(Counter({answer: 1}))
 

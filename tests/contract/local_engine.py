@@ -19,10 +19,11 @@ from models.repository import Repository
 from models.spec import ModelSpec
 from models.tensor import Array, from_numpy
 from serving.dataplane import DataPlane
+from serving.door import Limits, bind
 from serving.errors import DeadlineError, InvalidArgumentError, ModelFailedError, ServingError, UnavailableError
 from serving.grpc import GrpcServer
 from serving.http import MAX_BODY_BYTES, HttpApp
-from serving.http_server import HttpServer, Limits, bind
+from serving.http_server import HttpServer
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.statistics import Statistics
 

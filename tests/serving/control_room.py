@@ -22,7 +22,7 @@ from serving.admin import create_app
 from serving.config import Config
 from serving.control import ControlTraffic
 from serving.directory import Directory, Replica
-from serving.http_server import bind
+from serving.door import bind
 from serving.operations import Operations
 from shadow.accounting import Accounting
 from shadow.evidence import Limits

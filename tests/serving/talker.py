@@ -11,7 +11,8 @@ from typing import Any
 
 import uvloop
 
-from serving.http_server import HttpRequest, HttpServer, Limits, Reply, bind
+from serving.door import Limits, bind
+from serving.http_server import HttpRequest, HttpServer, Reply
 from serving.intake import Intake
 
 TEXT = (b"content-type", b"text/plain")

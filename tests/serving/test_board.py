@@ -24,7 +24,7 @@ def counted(requests: int) -> CollectorRegistry:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for _ in range(requests):
-        metrics.observe("m", 1, True, 0.004)
+        metrics.observe("m", 1, "ok", 0.004)
     return registry
 
 

@@ -1,7 +1,9 @@
 """A link to a real replica in a process of its own, over a real socket."""
 
 import asyncio
+import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 
 from models.tensor import Buffer, from_numpy
+from rollout.traffic import Priority
 from serving.channel import Link
 from serving.directory import Directory, Replica
+from serving.frames import pack
 from serving.reply import Result, results_of
 from serving.wire import ReplyHeader, encode_batch
 from tests.serving.doubler import BASELINE
@@ -175,3 +179,21 @@ async def test_sending_to_a_replica_whose_death_was_not_heard_of_yet_does_not_wa
     wire.send(2, 2)
     await until(lambda: wire.downs)
     assert (wire.downs, list(wire.link.inflight)) == (1, [2])
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\xff" * 64, *(b"".join(map(bytes, pack([head]))) for head in (b"[]", b"[1,2", b"x"))]
+)
+async def test_a_replica_that_sends_what_is_no_reply_is_gone(tmp_path: Path, sent: bytes) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        wire = Wire(
+            Replica(id="r", model="m", version=1, priority=Priority.NORMAL, address=path, pid=os.getpid(), spec={})
+        )
+        replica, _ = listening.accept()
+        with replica:
+            replica.sendall(sent)
+            await until(lambda: wire.downs)
+    assert (wire.downs, wire.link.usable, wire.headers) == (1, False, {})

@@ -111,6 +111,8 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
         ("server.deadline_s", 0, 5, "greater than 0, got 0"),
         ("server.deadline_s", float("inf"), 5, "finite number"),
         ("server.max_body", "many", 5, "server.max_body"),
+        ("server.max_json", "1B", 5, "server.max_json: Input should be greater than or equal to 1024, got '1B'"),
+        ("server.limits.receiving", "1KiB", 6, "receiving: Input should be greater than or equal to 65536, got '1KiB'"),
         ("server.routers", 0, 5, "server.routers: Input should be greater than or equal to 1, got 0"),
         ("models", {}, 5, "models: Dictionary should have at least 1 item"),
         ("models", [], 5, "models: Input should be a valid dictionary"),

@@ -167,8 +167,62 @@ async def test_what_a_router_told_that_never_comes_back_still_counts(
     sums = snapshot.evidence.stage(0)
     assert (sums.items, sums.agree) == (7, 5)
     account = snapshot.accounting
-    assert (account["sampled"], account["mirrored"], account["pending"]) == (10, 7, 3)
+    assert (account["sampled"], account["mirrored"], account["pending"], account["failed"]) == (10, 7, 0, 3)
     assert account["sampled"] == sum(items for outcome, items in account.items() if outcome != "sampled")
+
+
+async def test_what_waits_in_a_router_that_is_only_silent_is_pending_again_when_it_is_heard(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.traffic.route(route_of())
+    slow, other = room.reporter("slow"), room.reporter("other")
+    slow.record("1")
+    slow.accounting.sample(2)
+    await slow.exchange(room.traffic)
+    ends = []
+    for later, heard in ((0, other), (60, other), (60, slow)):
+        now = time.monotonic() + later
+        monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda now=now: now, time=time.time))
+        await heard.exchange(room.traffic)
+        account = room.traffic.snapshot(DEPLOYMENT).accounting
+        ends.append((account["pending"], account["failed"]))
+    assert ends == [(2, 0), (0, 2), (2, 0)]
+
+
+async def test_after_a_restart_of_both_sides_what_was_on_its_way_ends_as_lost(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.traffic.route(route_of())
+    router = room.reporter()
+    router.accounting.sample(2)
+    router.record("1")  # its segment says that two are pending
+    await router.exchange(room.traffic)
+    (head,) = room.traffic.snapshot(DEPLOYMENT).heads
+    again = Room(room.folder, {head.chain: head})
+    again.traffic.route(route_of())
+    fresh = again.reporter("b")
+    await fresh.exchange(again.traffic)
+    assert again.traffic.snapshot(DEPLOYMENT).accounting["pending"] == 2, "its router may still be heard"
+    now = time.monotonic()
+    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: now + 60, time=time.time))
+    await fresh.exchange(again.traffic)
+    account = again.traffic.snapshot(DEPLOYMENT).accounting
+    assert (account["sampled"], account["pending"], account["failed"]) == (3, 0, 2)
+    again.close()
+
+
+async def test_nothing_grows_with_the_routers_that_came_and_went(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.traffic.route(route_of())
+    router = room.reporter()
+    now = time.monotonic()
+    for restart in range(20):
+        at = now + 60 * restart
+        monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda at=at: at, time=time.time))
+        router.name = f"r{restart}"
+        await router.exchange(room.traffic, error="evidence cannot be written: disk full")
+        assert len(room.traffic._heard) == 1
+        assert len(room.traffic._sources[DEPLOYMENT].errors) == 1
+        assert [each.role for each in room.traffic.processes()] == ["router", "replica"]
 
 
 async def test_only_the_latest_report_of_a_chain_counts(room: Room) -> None:

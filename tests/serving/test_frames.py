@@ -1,11 +1,13 @@
 """Messages over a stream: whatever the pieces it arrives in."""
 
 import socket
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.errors import MalformedMessageError
 from serving.frames import Inbox, pack, send_some
 
 messages = st.lists(st.lists(st.binary(max_size=300), min_size=1, max_size=5), min_size=1, max_size=6)
@@ -85,3 +87,52 @@ def test_more_frames_than_the_kernel_takes_at_once_go_in_turns() -> None:
         while not found:
             found = inbox.received(theirs.recv_into(inbox.space()))
     assert len(found[0]) == 1500
+
+
+@given(
+    message=st.lists(st.binary(max_size=40), min_size=1, max_size=4),
+    at=st.integers(0, 400),
+    number=st.integers(0, 2**64 - 1) | st.integers(0, 64),
+)
+def test_a_number_of_a_message_that_is_another_makes_it_malformed_or_unfinished(
+    message: list[bytes], at: int, number: int
+) -> None:
+    (whole,) = pack(message)
+    numbers = 2 + len(message)  # its size, its number of frames, theirs
+    stream = bytearray(whole)
+    struct.pack_into("<Q", stream, 8 * (at % numbers), number)
+    inbox = Inbox()
+    try:
+        found = fed(inbox, bytes(stream), [1000])
+    except MalformedMessageError as error:
+        assert "\n" not in str(error)
+        return
+    for each in found:  # the sizes add up, as those of a frame may that another's padding had covered
+        head = 8 + 8 * len(each)
+        assert sum(len(frame) + -len(frame) % 16 for frame in each) + head + -head % 16 <= len(whole) - 8
+
+
+@given(stream=st.binary(max_size=300), pieces=st.lists(st.integers(1, 100), min_size=1, max_size=5))
+def test_whatever_comes_is_messages_or_malformed(stream: bytes, pieces: list[int]) -> None:
+    try:
+        found = fed(Inbox(), stream, pieces)
+    except MalformedMessageError:
+        return
+    assert all(found)
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        (struct.pack("<Q", 0), "in a message of 0 bytes, got 0"),
+        (struct.pack("<QQ", 8, 0), "expected one frame or more"),
+        (struct.pack("<QQ", 8, 2**61), "expected one frame or more"),
+        (struct.pack("<QQQ", 16, 1, 100), "expected frames of 16 bytes together, got 128"),
+        (struct.pack("<QQQ16x", 32, 1, 0), "expected frames of 32 bytes together, got 16"),
+        (struct.pack("<QQQ", 2**63, 1, 0), "expected a message that fits into memory"),
+        (struct.pack("<QQQ", 2**64 - 1, 1, 0), "expected a message that fits into memory"),
+    ],
+)
+def test_what_is_wrong_with_a_message_is_said(stream: bytes, said: str) -> None:
+    with pytest.raises(MalformedMessageError, match=said):
+        fed(Inbox(), stream, [1000])

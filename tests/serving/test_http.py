@@ -10,9 +10,10 @@ import orjson
 import pytest
 
 from serving.dataplane import DataPlane
+from serving.door import Limits, bind
 from serving.errors import LaunchError, UnavailableError
 from serving.http import HttpApp, _remembered_segments
-from serving.http_server import HttpRequest, HttpServer, Limits, bind
+from serving.http_server import HttpRequest, HttpServer
 from tests.serving.echo_engine import EchoEngine
 
 REQUEST = {"inputs": [{"name": "IN", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.http_server import Limits
+from serving.door import Limits
 from tests.serving.talker import LARGE_BYTES, Answer, Client, Talker, talking, told
 
 SMALL = Limits(head_bytes=2000, body_bytes=1000, connections=64)
@@ -21,7 +21,7 @@ SMALL = Limits(head_bytes=2000, body_bytes=1000, connections=64)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are kept more closely than in production, so that the cases can be short."""
-    monkeypatch.setattr("serving.http_server._TICK_S", 0.05)
+    monkeypatch.setattr("serving.door._TICK_S", 0.05)
 
 
 @pytest.fixture(scope="module")

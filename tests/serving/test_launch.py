@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.door import bind
 from serving.errors import LaunchError
-from serving.http_server import bind
 from tests.serving.control_room import write_version
 from tests.serving.stage import config_of
 

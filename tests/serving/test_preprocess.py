@@ -187,6 +187,12 @@ async def rehearsing(stage: Stage, *, weight: int = 0, **settings: Any) -> Doubl
     return candidate
 
 
+def requests_of(stage: Stage, version: int, outcome: str) -> float | None:
+    """How many requests of a version the metrics count with an outcome."""
+    labels = {"model": MODEL, "version": str(version), "outcome": outcome}
+    return stage.registry.get_sample_value("understudy_requests_total", labels)
+
+
 async def answers(stage: Stage, *sent: InferRequest) -> list[InferResponse | BaseException]:
     return await asyncio.gather(*(stage.router.infer(each) for each in sent), return_exceptions=True)
 
@@ -221,6 +227,10 @@ async def test_a_picture_that_neither_version_can_read_is_its_client_s_fault_alo
     account = stage.lane.accounting.snapshot()
     assert account.balanced
     assert account.failed == 0
+    version = BASELINE if weight == 0 else CANDIDATE  # which the split had chosen for it
+    assert (requests_of(stage, version, "rejected"), requests_of(stage, version, "error")) == (2, 0)
+    for each in (BASELINE, CANDIDATE):
+        assert stage.router.statistics.of(MODEL, each)["inference_stats"]["fail"]["count"] == 0
 
 
 async def test_a_picture_that_the_candidate_alone_refuses_is_the_candidate_s_error_in_shadow(stage: Stage) -> None:

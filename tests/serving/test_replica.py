@@ -1,8 +1,10 @@
 """A replica's worker: what it answers, and how it ends."""
 
 import asyncio
+import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from models.backend import Backend
@@ -25,7 +28,7 @@ from serving.directory import Directory
 from serving.frames import Inbox, pack
 from serving.replica import HANG_EXIT_STATUS, Worker
 from serving.reply import Result, results_of
-from serving.wire import ReplyHeader, decode_reply_header, encode_batch
+from serving.wire import ReplyHeader, decode_reply_header, decode_welcome, encode_batch, encode_hello
 from shadow.pair import Status
 from tests.serving.doubler import BASELINE, GREED_BYTES, RAISES, Doubler, spec_of
 from tests.serving.stage import ROOT, WorkerProcess, until
@@ -134,6 +137,61 @@ def test_a_request_that_makes_the_model_raise_fails_alone_in_its_batch(
     assert {result.error for at, result in enumerate(results) if at in bad} == {"BackendError: no such weight"}
     good = [at for at in range(5) if at not in bad]
     assert [results[at].outputs["y"].numpy()[0, 0] for at in good] == [2 * at for at in good]
+
+
+GOOD, X = [7, [1], [["x", "FP32", [2], True]], False, {}], bytes(8)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"GET / HTTP/1.1\r\n\r\n" * 10,
+        struct.pack("<QQ", 8, 0),
+        *(
+            b"".join(map(bytes, pack(frames)))
+            for frames in (
+                [b"", X],
+                [b'"an arena'],
+                [b"[1,2,3]", X],
+                [orjson.dumps(GOOD)],
+                [orjson.dumps(GOOD), X, X],
+                [orjson.dumps(GOOD), X[1:]],
+                [orjson.dumps([7, [2], *GOOD[2:]]), X],
+                [orjson.dumps([*GOOD[:4], {"x": [[0, 8]]}])],
+            )
+        ),
+    ],
+)
+def test_who_sends_what_is_no_batch_is_let_go_of_with_one_line_and_others_are_served(
+    client: Client, workers: list[Worker], caplog: pytest.LogCaptureFixture, stream: bytes
+) -> None:
+    worker = start(client, workers, Doubler())
+    client.ask(values(1))
+    with socket.socket(socket.AF_UNIX) as other, caplog.at_level(logging.INFO, "understudy.replica"):
+        other.settimeout(10)
+        other.connect(next(iter(client.directory.replicas().values())).address)
+        other.sendall(stream)
+        assert other.recv(1) == b"", "it ends the connection without an answer"
+    _, (result,) = client.ask(values(2))
+    assert result.outputs["y"].numpy().tolist() == [[4, 4]]
+    assert worker.alive
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "understudy.replica"]
+    assert line.startswith("a router is let go of for a malformed message: ")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("arena", ["/nowhere", "/proc/self", "/dev/null", "a\0b"])
+def test_an_arena_that_cannot_be_read_is_done_without(client: Client, workers: list[Worker], arena: str) -> None:
+    worker = start(client, workers, Doubler())
+    client.ask(values(1))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.settimeout(10)
+        other.connect(next(iter(client.directory.replicas().values())).address)
+        other.sendall(b"".join(map(bytes, pack([encode_hello(arena)]))))
+        inbox = Inbox()
+        ((answer,),) = inbox.received(other.recv_into(inbox.space()))
+    assert decode_welcome(answer) is False
+    assert worker.alive
 
 
 def test_rows_stay_with_their_requests_when_a_batch_is_split(client: Client, workers: list[Worker]) -> None:

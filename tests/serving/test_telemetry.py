@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import LaunchError
-from serving.telemetry import Metrics, MetricsServer, log_event, log_to_file
+from serving.telemetry import Metrics, MetricsServer, Outcome, log_event, log_to_file
 
 LOGGER = logging.getLogger("understudy.test")
 
@@ -100,14 +100,16 @@ def test_a_disk_that_hangs_costs_lines_and_never_time(tmp_path: Path) -> None:
 def test_requests_are_counted_by_outcome_and_timed() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    for ok, seconds in ((True, 0.004), (True, 0.2), (False, 7.0)):
-        metrics.observe("m", 2, ok, seconds)
+    answers: tuple[tuple[Outcome, float], ...] = (("ok", 0.004), ("ok", 0.2), ("error", 7.0), ("rejected", 0.001))
+    for outcome, seconds in answers:
+        metrics.observe("m", 2, outcome, seconds)
     labels = {"model": "m", "version": "2"}
     assert registry.get_sample_value("understudy_requests_total", labels | {"outcome": "ok"}) == 2
     assert registry.get_sample_value("understudy_requests_total", labels | {"outcome": "error"}) == 1
-    assert registry.get_sample_value("understudy_request_seconds_count", labels) == 3
-    assert registry.get_sample_value("understudy_request_seconds_sum", labels) == pytest.approx(7.204)
-    assert registry.get_sample_value("understudy_request_seconds_bucket", labels | {"le": "0.005"}) == 1
+    assert registry.get_sample_value("understudy_requests_total", labels | {"outcome": "rejected"}) == 1
+    assert registry.get_sample_value("understudy_request_seconds_count", labels) == 4
+    assert registry.get_sample_value("understudy_request_seconds_sum", labels) == pytest.approx(7.205)
+    assert registry.get_sample_value("understudy_request_seconds_bucket", labels | {"le": "0.005"}) == 2
 
 
 def test_the_rollout_s_figures_are_shown() -> None:
@@ -128,7 +130,7 @@ def test_the_rollout_s_figures_are_shown() -> None:
 
 def test_prometheus_reads_the_endpoint_until_it_stops() -> None:
     registry = CollectorRegistry()
-    Metrics(registry).observe("m", 1, True, 0.1)
+    Metrics(registry).observe("m", 1, "ok", 0.1)
     server = MetricsServer("127.0.0.1", 0, registry)
     server.start()
     url = f"http://127.0.0.1:{server.port}/metrics"

@@ -1,12 +1,16 @@
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.tensor import DATATYPES, Tensor, from_numpy, to_numpy
 from serving import wire
+from serving.arena import Arena, Window
+from serving.errors import MalformedMessageError
 from serving.replica import _stack
 from serving.wire import (
     BatchHeader,
@@ -92,11 +96,117 @@ def test_a_reply_s_header_is_read_back(reply: ReplyHeader) -> None:
 
 @pytest.mark.parametrize("frame", [b"", b"{", b"[]", b"[1]"])
 def test_a_frame_that_is_no_header_is_refused(frame: bytes) -> None:
-    with pytest.raises(ValueError):
-        decode_batch_header(frame)
+    for decode in (decode_batch_header, decode_reply_header):
+        with pytest.raises(MalformedMessageError):
+            decode(frame)
 
 
 def test_bytes_travel_with_their_lengths() -> None:
     words = from_numpy("w", "BYTES", np.array([["a", ""], ["bcd", "é"]], dtype=object))
     _, frame = encode_batch(1, (2,), [{"w": words}], batched=True, measure=False)
     assert to_numpy("BYTES", (2, 2), frame).tolist() == [[b"a", b""], [b"bcd", "é".encode()]]
+
+
+# What comes from a router that is not as it should be
+
+numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 4)
+anything = st.recursive(
+    st.none() | st.booleans() | numbers | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def stacked(message: list[Any], *, batched: bool, window: Window | None = None) -> dict[str, Any] | None:
+    """What a replica makes of a message; None where it refuses it, which it does in one line."""
+    head, *frames = message
+    try:
+        return _stack(decode_batch_header(head), frames, window, batched=batched)
+    except MalformedMessageError as error:
+        assert "\n" not in str(error)
+        return None
+
+
+@st.composite
+def changed(draw: st.DrawFn, value: Any) -> Any:
+    """A JSON value with one part of it replaced."""
+    if isinstance(value, list) and value and draw(st.booleans()):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], draw(changed(value[at])), *value[at + 1 :]]
+    return draw(anything)
+
+
+@given(data=st.data(), batch=batches(), join_below=st.sampled_from([0, 1 << 16]))
+def test_a_header_with_a_part_replaced_is_refused_or_speaks_of_just_these_frames(
+    data: st.DataObject, batch: Requests, join_below: int
+) -> None:
+    with patch.object(wire, "JOIN_BELOW_BYTES", join_below):
+        head, *frames = encode_batch(7, batch.rows, batch.inputs, batched=batch.batched, measure=True)
+    other = orjson.dumps(data.draw(changed(orjson.loads(head))))
+    arrays = stacked([other, *frames], batched=batch.batched)
+    if arrays is not None and not any(array.dtype == object for array in arrays.values()):
+        assert sum(array.nbytes for array in arrays.values()) == sum(map(len, frames))
+
+
+@given(frame=st.binary(max_size=60) | anything.map(orjson.dumps), frames=st.lists(st.binary(max_size=20), max_size=3))
+def test_any_first_frame_is_a_header_or_refused(frame: bytes, frames: list[bytes]) -> None:
+    stacked([frame, *frames], batched=True)
+    for decode in (wire.decode_hello, wire.decode_welcome, decode_reply_header):
+        try:
+            decode(frame)
+        except MalformedMessageError as error:
+            assert str(error).startswith(decode.__name__)
+
+
+@given(data=st.data(), batch=batches(), join_below=st.sampled_from([0, 1 << 16]))
+def test_frames_that_are_missing_too_many_or_of_another_size_are_refused(
+    data: st.DataObject, batch: Requests, join_below: int
+) -> None:
+    with patch.object(wire, "JOIN_BELOW_BYTES", join_below):
+        head, *frames = encode_batch(7, batch.rows, batch.inputs, batched=batch.batched, measure=True)
+    at = data.draw(st.integers(0, len(frames) - 1))
+    frame = bytes(frames[at])
+    others = [[], [frame, b""], [frame + b"\xff"], *([[frame[:-1]]] if frame else [])]
+    wrong = [*frames[:at], *data.draw(st.sampled_from(others)), *frames[at + 1 :]]
+    assert stacked([head, *wrong], batched=batch.batched) is None
+
+
+@pytest.fixture(scope="module")
+def window() -> Window:
+    arena = Arena(1 << 20)
+    block = arena.allocate(1 << 16)
+    assert block is not None
+    block[:] = bytes(range(256)) * 256
+    return Window(arena.name)
+
+
+@given(offset=numbers | st.integers(0, 1 << 20), size=numbers | st.integers(0, 1 << 20), rows=st.integers(0, 1 << 20))
+def test_blocks_that_do_not_lie_in_the_arena_whole_are_refused(
+    window: Window, offset: int, size: int, rows: int
+) -> None:
+    head = orjson.dumps((1, [rows], [("x", "UINT8", [], True)], False, {"x": [(offset, size)]}))
+    arrays = stacked([head], batched=True, window=window)
+    fits = offset >= 0 and rows == size >= 0 and offset + size <= 1 << 20
+    assert (arrays is not None) is fits
+    if arrays is not None:
+        assert arrays["x"].tobytes() == bytes(window.view(offset, size))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "joined"),
+    [
+        ({"x": [(0, 1), (1, 1)]}, True),
+        ({"x": [(0, 2)]}, False),
+        ({"y": [(0, 1)]}, True),
+        ({"x": []}, True),
+        ([1], True),
+    ],
+)
+def test_blocks_of_another_number_or_name_are_refused(window: Window, blocks: Any, joined: bool) -> None:
+    head = orjson.dumps((1, [1, 1], [("x", "UINT8", [], joined)], False, blocks))
+    assert stacked([head], batched=True, window=window) is None
+
+
+def test_blocks_are_refused_by_who_cannot_read_the_arena() -> None:
+    head = orjson.dumps((1, [1], [("x", "UINT8", [], True)], False, {"x": [(0, 1)]}))
+    assert stacked([head], batched=True) is None

@@ -71,3 +71,10 @@ def test_two_threads_keep_the_account_balanced() -> None:
     thread.join()
     assert balanced
     assert accounting.snapshot() == Account(sampled=20_000, mirrored=10_000, shed=10_000)
+
+
+@given(st.builds(Account, sampled=st.integers(0, 99), pending=st.integers(0, 99), failed=st.integers(0, 99)))
+def test_of_a_mirror_that_is_gone_nothing_is_pending_and_nothing_is_forgotten(account: Account) -> None:
+    left = account.abandoned()
+    assert (left.pending, left.failed) == (0, account.failed + account.pending)
+    assert left.balanced is account.balanced

@@ -8,9 +8,9 @@ from serving.protocol.errors import HTTP_STATUS, error_body, http_status
 
 
 def test_every_error_of_a_request_has_a_status_of_its_own() -> None:
-    launching = {errors.ServingError, errors.ConfigError, errors.LaunchError}
+    internal = {errors.ServingError, errors.ConfigError, errors.LaunchError, errors.MalformedMessageError}
     declared = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UnderstudyError)}
-    assert declared - launching <= HTTP_STATUS.keys()
+    assert declared - internal <= HTTP_STATUS.keys()
 
 
 @pytest.mark.parametrize(
