@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench alternatives peers load soak fuzz wrk proto perf_analyzer foreign_clients reference clean
+.PHONY: setup demo test check format bench alternatives peers load soak fuzz wrk h2load proto perf_analyzer foreign_clients reference clean
 
 setup: $(READY)
 
@@ -39,8 +39,8 @@ proto: $(READY)
 bench: $(READY) wrk
 	$(BIN)/python -m benchmarks.overhead
 
-# What the HTTP door and the channel to the replicas were chosen over.
-alternatives: $(READY) wrk
+# What the HTTP and gRPC doors and the channel to the replicas were chosen over.
+alternatives: $(READY) wrk h2load
 	$(BIN)/python -m benchmarks.alternatives
 
 # Triton, MLServer, LitServe, BentoML and Ray Serve beside Understudy; their packages go into .venv-peers.
@@ -62,7 +62,7 @@ perf_analyzer: $(READY)
 foreign_clients: $(READY)
 	$(BIN)/python -m tests.contract.foreign
 
-# 100,000 malformed bodies over HTTP, 20,000 messages over gRPC, and the decoders under atheris.
+# 100,000 malformed bodies over HTTP, 20,000 messages over gRPC, damaged requests and sessions, and the decoders under atheris.
 fuzz: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m benchmarks.fuzz
@@ -70,6 +70,10 @@ fuzz: $(READY)
 wrk:
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes wrk; } || \
 	{ echo "wrk: not found; it makes the load (Debian and Ubuntu: apt-get install wrk)" >&2; exit 2; }
+
+h2load:
+	@command -v h2load >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes nghttp2-client; } || \
+	{ echo "h2load: not found; it makes the load over HTTP/2 (Debian and Ubuntu: apt-get install nghttp2-client)" >&2; exit 2; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -24,6 +24,8 @@ _POLL_S: Final = 0.1
 def running(command: Sequence[str], *, ready_url: str, log: Path) -> Iterator[None]:
     """Run ``command`` in a session of its own while the block runs, which begins when ``ready_url`` answers 200.
 
+    A URL such as ``tcp://127.0.0.1:8001`` answers when somebody listens there.
+
     Raises:
         BenchmarkError: it ended, or did not answer within READY_TIMEOUT_S; shows the end of ``log``.
     """
@@ -65,6 +67,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def _answers(url: str) -> bool:
+    address = httpx.URL(url)
+    if address.scheme == "tcp":
+        with socket.socket() as sock:
+            return sock.connect_ex((address.host, address.port)) == 0
     try:
         return httpx.get(url, timeout=2, trust_env=False).status_code == httpx.codes.OK
     except httpx.TransportError:

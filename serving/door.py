@@ -1,6 +1,7 @@
 """A door: a listening socket in an event loop that already runs, and the connections that came through it."""
 
 import asyncio
+import mmap
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,16 @@ SCRATCH_BYTES: Final = 64 * 1024
 LINGER_S: Final = 2.0  # how long a client that was refused may go on sending before it is cut off
 _REFUSED_FACTOR: Final = 2  # of all connections to those that are served: the rest is refused, with an answer
 _TICK_S: Final = 0.25
+# A client that vanished without a word, with a stream under way, is noticed within two minutes.
+_KEEPALIVE: Final = {
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 60,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 15,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 4,
+}
+_HUGE_FROM_BYTES: Final = (
+    4 * 1024 * 1024
+)  # where numpy asks for pages of 2 MiB, of which the first byte takes a whole one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +161,17 @@ class Door(Generic[GuestT]):
 
 
 def uncleared(size: int, beginning: object = None) -> memoryview:
-    """Memory that nobody has cleared: it is about to be overwritten."""
-    return np.empty(size, np.uint8).data
+    """Memory for what will be received; it is taken from the machine only as that comes.
+
+    Raises:
+        MemoryError: there is not as much.
+    """
+    if size < _HUGE_FROM_BYTES:
+        return np.empty(size, np.uint8).data
+    try:
+        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except OSError:
+        raise MemoryError(f"no memory for {size} bytes") from None
 
 
 def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
@@ -168,6 +188,8 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     except OSError as error:
         raise LaunchError(f"cannot bind {host}:{port}: {error.strerror}") from None
     try:
+        for option, value in _KEEPALIVE.items():
+            sock.setsockopt(*option, value)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

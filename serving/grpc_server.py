@@ -8,7 +8,6 @@ what this is worth beside ``grpc.aio``.
 import asyncio
 import contextlib
 import socket
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from math import inf
 from typing import Any, Final
@@ -16,7 +15,8 @@ from typing import Any, Final
 from models.tensor import Buffer
 from serving import http2
 from serving.door import LINGER_S, Door, Entry, Limits, uncleared
-from serving.grpc_call import HEAD, PREFIX, PREFIX_BYTES, Method, read_call, with_head
+from serving.grpc_call import Method, read_call, with_head
+from serving.grpc_sender import Sender
 from serving.grpc_stream import WINDOW, Stream
 from serving.http2 import ConnectionFault, ErrorCode, HeaderBlocks, StreamFault
 from serving.intake import Intake
@@ -71,10 +71,8 @@ class _Connection(asyncio.BufferedProtocol):
         "_block",
         "_block_flags",
         "_block_stream",
-        "_blocked",
         "_blocks",
         "_calm",
-        "_clogged_by",
         "_closing",
         "_credit",
         "_ends",
@@ -87,21 +85,18 @@ class _Connection(asyncio.BufferedProtocol):
         "_in_place",
         "_initial_window",
         "_last_stream",
-        "_max_frame",
-        "_no_table",
         "_noise",
+        "_over",
         "_padding",
         "_receiving",
         "_rest",
+        "_sender",
         "_server",
         "_settled",
         "_stream",
         "_streams",
-        "_table_update",
         "_transport",
         "_whole_by",
-        "_window",
-        "_written",
         "allocate",
         "intake",
         "max_message_bytes",
@@ -112,15 +107,15 @@ class _Connection(asyncio.BufferedProtocol):
     def __init__(self, server: GrpcListener) -> None:
         self._server = server
         self._transport: Any = None
-        self._written: list[bytes] = []
+        self._sender = Sender(server)
         self._entry = Entry.TURNED_AWAY
         self._greeted = False
         self._settled = False  # the client's first settings have come
         self._closing = False  # nothing more is read or begun
+        self._over = False  # the last word is said
         self._goaway = False  # the client knows that it shall begin no more
         self._streams: dict[int, Stream] = {}
         self._receiving: dict[int, Stream] = {}  # those that owe bytes, the one that is due first at the front
-        self._blocked: dict[int, Stream] = {}  # those whose answer waits for the client, likewise
         self._last_stream = 0
         self._rest = bytearray()  # of a frame that has not come whole
         self._frame_left = 0  # of the payload of a DATA frame
@@ -133,14 +128,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._block_stream = self._block_flags = 0
         self._blocks = HeaderBlocks(lambda fields: read_call(fields, server.methods), server.limits.head_bytes)
         self.intake, self.max_message_bytes, self.allocate = server.intake, server.max_message_bytes, server.allocate
-        self._credit = (
-            http2.MAX_WINDOW
-        )  # what the client may send; its streams and the limits bound what it has under way
-        self._window = self._initial_window = http2.DEFAULT_WINDOW  # of the client: what it takes
-        self._max_frame = http2.DEFAULT_MAX_FRAME
-        self._no_table = self._table_update = b""  # what tells a client that wants no large table that there is none
+        self._credit = http2.MAX_WINDOW  # what the client may send; its streams and the intake bound it more closely
+        self._initial_window = http2.DEFAULT_WINDOW  # of the client's streams
         self._noise, self._calm = 0, 0.0
-        self._clogged_by = inf  # by when the client must read
         self._whole_by = inf  # by when the frame, or the header block, that has begun must have come
         self._idle_by = inf
         self.read_by = self.written_by = inf
@@ -150,6 +140,7 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         self._transport, server = transport, self._server
+        self._sender.transport = transport
         self._entry = server.enter(self)
         if self._entry is Entry.TURNED_AWAY:
             self.abort()
@@ -161,7 +152,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone, and the calls on it are called off."""
-        self._closing = True
+        self._closing = self._over = True
         self._server.leave(self, self._entry)
         for stream in list(self._streams.values()):
             self._drop(stream)
@@ -202,15 +193,16 @@ class _Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The client is slow to read: what it sends is not read either, as it may want answers, too."""
-        self._clogged_by = self._server.now + self._server.limits.write_s
+        self._sender.clog()
         self._mind()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
-        self._clogged_by = inf
+        self._sender.clogged_by = inf
         self._pump_all()
-        self._transport.resume_reading()
+        if self._sender.clogged_by == inf:
+            self._transport.resume_reading()
         self._mind()
 
     # -- frames ------------------------------------------------------------------------------------------------------
@@ -297,8 +289,7 @@ class _Connection(asyncio.BufferedProtocol):
                 self._idle_by, self._whole_by = self._server.now + self._server.limits.idle_s, inf
                 self._introduce()
             return size if self._greeted else 0
-        self._closing = True
-        self._write(_NOT_HTTP_2_HEAD % len(_NOT_HTTP_2) + _NOT_HTTP_2)
+        self._sender.write(_NOT_HTTP_2_HEAD % len(_NOT_HTTP_2) + _NOT_HTTP_2)
         self._close()
         return len(data)
 
@@ -326,7 +317,7 @@ class _Connection(asyncio.BufferedProtocol):
             if len(payload) != 8:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING has 8 bytes")
             if not flags & http2.ACK:
-                self._write(http2.frame(http2.PING, http2.ACK, 0, payload))
+                self._sender.write(http2.frame(http2.PING, http2.ACK, 0, payload))
         elif kind == http2.GOAWAY:
             http2.check_goaway(payload)
             self.close_if_idle()
@@ -340,7 +331,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._calm != self._server.now:
             self._calm = self._server.now
             self._noise = max(min(self._noise, 0), -_MAX_CREDIT)
-        self._noise += amount
+        self._noise += amount - _PER_FRAME * self._sender.take_frames()
         if self._noise > _MAX_NOISE:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that do no work")
 
@@ -350,24 +341,22 @@ class _Connection(asyncio.BufferedProtocol):
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement has no settings")
             return
         for name, value in http2.read_settings(payload):
-            if name == http2.MAX_FRAME_SIZE:
-                self._max_frame = value
-            elif name == http2.HEADER_TABLE_SIZE and value < http2.DEFAULT_TABLE_BYTES and not self._no_table:
-                self._no_table = self._table_update = http2.NO_TABLE
-            elif name == http2.INITIAL_WINDOW_SIZE:
+            if name == http2.INITIAL_WINDOW_SIZE:
                 for stream in self._streams.values():
                     stream.window += value - self._initial_window
                     if stream.window > http2.MAX_WINDOW:
                         raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
                 self._initial_window = value
+            else:
+                self._sender.set(name, value)
         self._settled = True
-        self._write(http2.frame(http2.SETTINGS, http2.ACK, 0))
+        self._sender.write(http2.frame(http2.SETTINGS, http2.ACK, 0))
         self._pump_all()
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         if not stream_id:
-            self._window += increment
-            if not increment or self._window > http2.MAX_WINDOW:
+            self._sender.window += increment
+            if not increment or self._sender.window > http2.MAX_WINDOW:
                 code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
                 raise ConnectionFault(code, f"the connection's window cannot grow by {increment}")
             self._pump_all()
@@ -431,10 +420,10 @@ class _Connection(asyncio.BufferedProtocol):
             return
         self._last_stream = stream_id
         if fault is not None:
-            self._write(http2.rst_stream(stream_id, fault.code))
+            self._sender.write(http2.rst_stream(stream_id, fault.code))
             self._make_noise(_RESET_NOISE)
         elif len(self._streams) >= _MAX_STREAMS:
-            self._write(http2.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            self._sender.write(http2.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self._make_noise()
         else:
             stream = self._streams[stream_id] = Stream(stream_id, call, self, self._initial_window)
@@ -446,7 +435,7 @@ class _Connection(asyncio.BufferedProtocol):
     def _trailing(self, stream_id: int, ends: bool) -> None:
         stream = self._streams.get(stream_id)
         if stream is None:
-            self._write(http2.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+            self._sender.write(http2.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
             self._make_noise()
         elif stream.ended or not ends:
             self._reset(stream, ErrorCode.STREAM_CLOSED if stream.ended else ErrorCode.PROTOCOL_ERROR)
@@ -460,7 +449,7 @@ class _Connection(asyncio.BufferedProtocol):
         stream = self._known(stream_id)
         self._credit -= size
         if self._credit < http2.MAX_WINDOW // 2:
-            self._write(http2.window_update(0, http2.MAX_WINDOW - self._credit))
+            self._sender.write(http2.window_update(0, http2.MAX_WINDOW - self._credit))
             self._credit = http2.MAX_WINDOW
         self._ends = bool(flags & http2.END_STREAM)
         self._stream = None
@@ -507,7 +496,7 @@ class _Connection(asyncio.BufferedProtocol):
     def grant(self, stream: Stream, size: int) -> None:
         """Let the client send ``size`` bytes more."""
         stream.credit += size
-        self._write(http2.window_update(stream.id, size))
+        self._sender.write(http2.window_update(stream.id, size))
 
     def await_bytes(self, stream: Stream) -> None:
         """The client owes bytes from now on; what it takes too long to send is called off."""
@@ -534,37 +523,20 @@ class _Connection(asyncio.BufferedProtocol):
         self._server.tasks.discard(task)
 
     def answer(self, stream: Stream, body: Buffer, trailers: bytes) -> None:
-        """Send a unary call's answer: in one piece where the client's windows and frames allow."""
-        size = len(body) + PREFIX_BYTES
-        room = min(self._window, stream.window, self._max_frame)
-        if size > room or self._clogged_by < inf or self._table_update:
-            self._queue(stream, body)
+        """Send a unary call's answer."""
+        if self._sender.whole(stream, body, trailers):
+            self.forget(stream)
+        else:
+            self._sender.message(stream, body)
             self.end(stream, trailers)
-            return
-        self._window -= size
-        pack, stream_id = http2.FRAME.pack, stream.id
-        self._write(
-            b"".join(
-                (
-                    pack(0, len(HEAD), http2.HEADERS, http2.END_HEADERS, stream_id),
-                    HEAD,
-                    pack(size >> 8, size & 0xFF, http2.DATA, 0, stream_id),
-                    PREFIX.pack(0, len(body)),
-                    body,
-                    http2.frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, stream_id, trailers),
-                )
-            )
-        )
-        stream.answered = True
-        self.forget(stream)
 
     def clear_to_send(self, stream: Stream) -> bool:
         """Whether all that was sent is out."""
-        return stream.outbox is None and self._clogged_by == inf
+        return self._sender.clear(stream)
 
     def send(self, stream: Stream, message: Buffer) -> None:
         """Send a message."""
-        self._queue(stream, message)
+        self._sender.message(stream, message)
         self._pump(stream)
 
     def end(self, stream: Stream, trailers: bytes) -> None:
@@ -575,90 +547,37 @@ class _Connection(asyncio.BufferedProtocol):
         self.await_none(stream)
         self._pump(stream)
 
-    def forget(self, stream: Stream) -> None:
-        """The call is over: what the client might still send of it is not wanted."""
-        if not stream.ended:
-            self._write(http2.rst_stream(stream.id, ErrorCode.NO_ERROR))
-        self._drop(stream)
-
-    def _queue(self, stream: Stream, message: Buffer) -> None:
-        if not stream.started:
-            stream.started = True
-            self._write(self._header_block(HEAD, 0, stream))
-        outbox = stream.outbox = stream.outbox if stream.outbox is not None else deque()
-        outbox.append(memoryview(PREFIX.pack(0, len(message))))
-        if len(message):
-            outbox.append(memoryview(message))
-
-    def _header_block(self, block: bytes, flags: int, stream: Stream) -> bytes:
-        block, self._table_update = self._table_update + block, b""
-        return http2.frame(http2.HEADERS, http2.END_HEADERS | flags, stream.id, block)
-
     def _pump(self, stream: Stream) -> None:
-        """Send what of a stream's answer the client's windows let out."""
-        outbox = stream.outbox
-        parts: list[Buffer] = []
-        while outbox and self._clogged_by == inf:
-            room = min(self._window, stream.window, self._max_frame)
-            if room <= 0:
-                break
-            piece = outbox.popleft()
-            if len(piece) > room:
-                outbox.appendleft(piece[room:])
-                piece = piece[:room]
-            self._window -= len(piece)
-            stream.window -= len(piece)
-            self._noise -= _PER_FRAME
-            parts += (http2.frame_head(len(piece), http2.DATA, 0, stream.id), piece)
-        if outbox:
-            if parts or stream.id not in self._blocked:
-                self._blocked.pop(stream.id, None)
-                stream.written_by = self._server.now + self._server.limits.write_s
-                self._blocked[stream.id] = stream
-                self._mind()
-        else:
-            stream.outbox = None
-            self._blocked.pop(stream.id, None)
-            if stream.answered:
-                parts.append(self._header_block(stream.trailers, http2.END_STREAM, stream))
-            if stream.exchange is not None:
-                stream.exchange.let_out()
-        if parts:
-            self._flush()
-            self._transport.writelines(parts)
-        if stream.answered and not outbox:
+        if self._sender.pump(stream):
             self.forget(stream)
+        elif stream.outbox is not None:
+            self._mind()
 
     def _pump_all(self) -> None:
-        for stream in list(self._blocked.values()):
+        for stream in self._sender.waiting():
             self._pump(stream)
         for stream in self._streams.values():
             if stream.exchange is not None:
                 stream.exchange.let_out()
 
+    def forget(self, stream: Stream) -> None:
+        """The call is over: what the client might still send of it is not wanted."""
+        if not stream.ended:
+            self._sender.write(http2.rst_stream(stream.id, ErrorCode.NO_ERROR))
+        self._drop(stream)
+
     # -- ends --------------------------------------------------------------------------------------------------------
-
-    def _write(self, data: bytes) -> None:
-        """Write at the end of the loop's turn: the requests of a batch are answered in one, often on one connection."""
-        if not self._written:
-            self._server.loop.call_soon(self._flush)
-        self._written.append(data)
-
-    def _flush(self) -> None:
-        written, self._written = self._written, []
-        if written and not self._transport.is_closing():
-            self._transport.write(written[0] if len(written) == 1 else b"".join(written))
 
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
         """End a call without an answer."""
-        self._write(http2.rst_stream(stream.id, code))
+        self._sender.write(http2.rst_stream(stream.id, code))
         self._drop(stream)
 
     def _drop(self, stream: Stream) -> None:
         """Keep nothing of a call."""
         self._streams.pop(stream.id, None)
         self._receiving.pop(stream.id, None)
-        self._blocked.pop(stream.id, None)
+        self._sender.drop(stream)
         stream.drop()
         if not self._streams:
             self._idle_by = self._server.now + self._server.limits.idle_s
@@ -669,24 +588,23 @@ class _Connection(asyncio.BufferedProtocol):
     def _introduce(self) -> None:
         """Say what the server takes."""
         own = _SERVER_SETTINGS | {http2.MAX_HEADER_LIST_SIZE: self._server.limits.head_bytes}
-        self._write(http2.settings(own) + http2.window_update(0, http2.MAX_WINDOW - http2.DEFAULT_WINDOW))
+        self._sender.write(http2.settings(own) + http2.window_update(0, http2.MAX_WINDOW - http2.DEFAULT_WINDOW))
 
     def _mind(self) -> None:
         """Set when the client's next bytes, and its next reading, are due."""
-        if self._closing:
+        if self._over:
             return
         message_by = next(iter(self._receiving.values())).read_by if self._receiving else inf
         self.read_by = min(message_by, self._whole_by, inf if self._streams else self._idle_by)
-        first = next(iter(self._blocked.values())).written_by if self._blocked else inf
-        self.written_by = min(first, self._clogged_by)
+        self.written_by = self._sender.due()
 
     def expire(self) -> None:
         """The client took too long."""
         now = self._server.now
-        if self._closing or self._clogged_by < now:
+        if self._over or self._sender.clogged_by < now:
             self.abort()
             return
-        for stream in [each for each in self._blocked.values() if each.written_by < now]:
+        for stream in [each for each in self._sender.waiting() if each.written_by < now]:
             self._reset(stream, ErrorCode.CANCEL)
         for stream in [each for each in self._receiving.values() if each.read_by < now]:
             stream.refuse(Code.DEADLINE_EXCEEDED, "the message did not arrive in time")
@@ -704,27 +622,29 @@ class _Connection(asyncio.BufferedProtocol):
             self._end(ErrorCode.NO_ERROR, "")
         elif not self._goaway:
             self._goaway = True
-            self._write(http2.goaway(http2.MAX_WINDOW, ErrorCode.NO_ERROR))
+            self._sender.write(http2.goaway(http2.MAX_WINDOW, ErrorCode.NO_ERROR))
 
     def abort(self) -> None:
         """End the connection at once."""
-        self._closing = True
-        self._flush()
+        self._closing = self._over = True
+        self._sender.flush()
         self._transport.abort()
 
     def _end(self, code: ErrorCode, reason: str) -> None:
         """Say why, and end the connection."""
         if self._transport.is_closing():
             return
-        self._closing, self._goaway = True, False
-        self._write(http2.goaway(self._last_stream, code, reason))
+        self._goaway = False
+        self._closing = self._over = True
+        self._sender.write(http2.goaway(self._last_stream, code, reason))
         for stream in list(self._streams.values()):
             self._drop(stream)
         self._close()
 
     def _close(self) -> None:
         """Let what was written leave: a reset, for what the client still sends, could overtake it."""
-        self._flush()
+        self._closing = self._over = True
+        self._sender.flush()
         if self._eof:
             self._transport.close()
             return

@@ -74,6 +74,7 @@ class Stream:
         "_body",
         "_carrier",
         "_compressed",
+        "_counted",
         "_filled",
         "_held",
         "_message",
@@ -111,6 +112,7 @@ class Stream:
         self._compressed = False
         self._message: memoryview | None = None  # that is being received
         self._filled = 0
+        self._counted = 0  # of that, what counts at the intake
         self._body: Buffer | None = None  # of a unary call
         self._held = 0  # bytes that count at the intake
         self._task: asyncio.Task[None] | None = None
@@ -136,7 +138,9 @@ class Stream:
         """Bytes were received into ``room``."""
         assert self._message is not None
         self._filled += size
-        if self._filled == len(self._message):
+        if self._filled >= COUNT_FROM_BYTES and not self._admit(self._filled - self._counted):
+            self.refuse(Code.UNAVAILABLE, NO_ROOM)
+        elif self._filled == len(self._message):
             self._complete(self._message)
 
     def feed(self, data: memoryview, announced: int) -> None:
@@ -195,11 +199,9 @@ class Stream:
         return not self.answered
 
     def _begin_message(self, size: int, early: memoryview, announced: int) -> None:
-        counts = size if size >= COUNT_FROM_BYTES else 0
-        if not self._carrier.intake.admit(counts, held=self._held):
+        if size >= COUNT_FROM_BYTES and not self._carrier.intake.has_room(size, held=self._held):
             self.refuse(Code.UNAVAILABLE, NO_ROOM)
             return
-        self._held += counts
         try:
             self._message = self._carrier.allocate(size, early)
         except MemoryError:
@@ -210,11 +212,20 @@ class Stream:
         if (lacking := size - len(early) - announced - self.credit) > 0:
             self._carrier.grant(self, lacking)
 
+    def _admit(self, size: int) -> bool:
+        """Whether there is room for as many bytes more, which have come."""
+        if not self._carrier.intake.admit(size, held=self._held):
+            return False
+        self._counted += size
+        self._held += size
+        return True
+
     def _complete(self, message: Buffer) -> None:
         self._message = None
         if self.exchange is not None:
             self._carrier.await_none(self)
-            self.exchange.put(message, self._compressed)
+            self.exchange.put(message, self._compressed, self._counted)
+            self._counted = 0
         elif self._body is None:
             self._body = message
         else:
@@ -312,12 +323,12 @@ class Exchange:
 
     def __init__(self, carrier: Carrier, stream: Stream) -> None:
         self._carrier, self._stream = carrier, stream
-        self._incoming: deque[tuple[Buffer, bool]] = deque()
+        self._incoming: deque[tuple[Buffer, bool, int]] = deque()
         self._change, self._room = asyncio.Event(), asyncio.Event()
 
-    def put(self, message: Buffer, compressed: bool) -> None:
-        """A message has come."""
-        self._incoming.append((message, compressed))
+    def put(self, message: Buffer, compressed: bool, held: int) -> None:
+        """A message has come; ``held`` of its bytes count at the intake."""
+        self._incoming.append((message, compressed, held))
         self._change.set()
 
     def wake(self) -> None:
@@ -334,10 +345,8 @@ class Exchange:
         stream = self._stream
         while True:
             while self._incoming:
-                message, compressed = self._incoming.popleft()
-                size = len(message)
-                self._return(size + PREFIX_BYTES)
-                held = size if size >= COUNT_FROM_BYTES else 0
+                message, compressed, held = self._incoming.popleft()
+                self._return(len(message) + PREFIX_BYTES)
                 if compressed:
                     message, more = await stream.inflate(message)
                     held += more

@@ -184,7 +184,9 @@ class _Connection(asyncio.BufferedProtocol):
             return
         if self._body is not None:
             self._filled += nbytes
-            if self._filled == len(self._body):
+            if not self._admit(self._filled):
+                self._give_up_in_place()
+            elif self._filled == len(self._body):
                 self._complete(self._body)
         elif self._left:
             self._left -= nbytes
@@ -254,7 +256,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._expected = int(declared)
             if self._expected > limits.body_bytes:
                 self._refusal = self._too_large()
-            elif self._refusal is None and not self._admit(self._expected):
+            elif self._refusal is None and not self._has_room(self._expected):
                 self._refusal = self._too_much()
         if b"expect" in headers and self._refusal is None and self._continues():
             self._transport.write(_CONTINUE)
@@ -281,8 +283,12 @@ class _Connection(asyncio.BufferedProtocol):
         if not self._parser.should_upgrade():
             self._enqueue(self._early)
 
+    def _has_room(self, size: int) -> bool:
+        """Whether a body of ``size`` bytes is worth beginning with."""
+        return size < COUNT_FROM_BYTES or self._server.intake.has_room(size)
+
     def _admit(self, size: int) -> bool:
-        """Whether the body, which is known to take ``size`` bytes by now, may have them."""
+        """Whether the body, of which ``size`` bytes have come by now, may have them."""
         more = size - self._held
         if size < COUNT_FROM_BYTES or more <= 0:
             return True
@@ -299,6 +305,15 @@ class _Connection(asyncio.BufferedProtocol):
         """Keep no more of a body."""
         self._refusal, self._early = refusal, b""
         self._release()
+
+    def _give_up_in_place(self) -> None:
+        """Keep no more of a body that is received in place."""
+        self._body, self._received = None, self._filled
+        self._give_up(self._too_much())
+        if self._received == self._expected:
+            self._complete(b"")
+        else:
+            self._drop_rest(self._too_much())
 
     def _continues(self) -> bool:
         """Whether the client waits to be told to send the body."""

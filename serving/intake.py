@@ -12,25 +12,36 @@ NO_ROOM: Final = "the server is receiving as many bytes as it has room for: try 
 COUNT_FROM_BYTES: Final = 64 * 1024  # smaller bodies are bounded by the number of connections
 _OFFLOAD_BYTES: Final = 4 * 1024  # below, compressed, a thread costs more; a byte can decompress to a thousand
 _STEP_BYTES: Final = 1024 * 1024
+_FOR_THE_BEGUN: Final = 4  # the part of the room that bodies cannot begin in
 
 
 class Intake:
-    """Counts the bytes of requests from before their memory is taken until it is let go; ``capacity_bytes`` at most.
+    """Counts the bytes of requests as they come, until their memory is let go; ``capacity_bytes`` at most.
 
-    A body alone is taken whatever its size, for the doors bound each body by itself. Not thread-safe: lives on the
-    data plane's event loop.
+    What a client merely says it will send takes nobody's room. A body alone is taken whatever its size, for the doors
+    bound each body by itself. The last quarter is for bodies that have begun: who is refused half-way and comes again
+    does not push out those that were let in before, so that of however many some get through. Not thread-safe: lives
+    on the data plane's event loop.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.taken_bytes = 0
 
-    def admit(self, size: int, *, held: int = 0) -> bool:
-        """Whether there is room for ``size`` bytes more; from then on they are taken, until ``release``.
+    def has_room(self, size: int, *, held: int = 0) -> bool:
+        """Whether ``size`` bytes more would be admitted as things are.
 
         ``held`` is what the same body was admitted with before, for one that grows.
         """
-        if self.taken_bytes > held and self.taken_bytes + size > self.capacity_bytes:
+        most = self.capacity_bytes if held else self.capacity_bytes - self.capacity_bytes // _FOR_THE_BEGUN
+        return self.taken_bytes <= held or self.taken_bytes + size <= most
+
+    def admit(self, size: int, *, held: int = 0) -> bool:
+        """Whether there is room for ``size`` bytes more; from then on they are taken, until ``release``.
+
+        ``held`` is as in ``has_room``.
+        """
+        if not self.has_room(size, held=held):
             return False
         self.taken_bytes += size
         return True
