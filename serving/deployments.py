@@ -8,12 +8,14 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import ray
 from ray import serve
+from ray.serve._private.application_state import StatusOverview
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from models.backends import open_backend
@@ -107,11 +109,11 @@ class RouterReplica:
 
     def _keep_exchanging(self) -> None:
         """Bring evidence and take the table, for ever; while control is away the table in force stays."""
-        handle = None
+        exchange = None  # one for all: each that is made leaves garbage
         while not self._stopping.is_set():
             try:
-                handle = handle or serve.get_app_handle(CONTROL)
-                reply = handle.exchange.remote(self._process.report())
+                exchange = exchange or serve.get_app_handle(CONTROL).exchange
+                reply = exchange.remote(self._process.report())
                 self._process.receive(reply.result(timeout_s=EXCHANGE_TIMEOUT_S))
             except Exception as error:  # noqa: BLE001 — control is another process; without this thread its lease ends
                 _log.warning("the control side is away: %s", type(error).__name__)
@@ -152,7 +154,7 @@ class ServeHost:
     def ensure(self, model: str, version: int, priority: Priority) -> None:
         """See ``Host.ensure``."""
         name = app_name(model, version, priority)
-        if name in self._asked or name in serve.status().applications:
+        if name in self._asked or any(each.name == name for each in _statuses()):
             return
         self._asked.add(name)
         replicas = self._place.config.models[model].replicas
@@ -199,10 +201,11 @@ class ServeHost:
     def hosted(self) -> Mapping[tuple[str, int, Priority], tuple[Readiness, str]]:
         """See ``Host.hosted``."""
         found = {}
-        for name, app in serve.status().applications.items():
-            key = parse_app_name(name)
+        for each in _statuses():
+            key, app = parse_app_name(each.name), each.app_status
             if key is not None and app.status is not ApplicationStatus.DELETING:
-                found[key] = (_readiness(app.status), why_failed(app))
+                messages = [app.message, *(deployment.message for deployment in each.deployment_statuses)]
+                found[key] = (_readiness(app.status), _last_error(messages))
         return found
 
 
@@ -247,6 +250,12 @@ def _deploy(name: str, app: "serve.Application") -> None:
     )
 
 
+def _statuses() -> list[StatusOverview]:
+    """All applications. ``serve.status()`` tells the same, but pickles classes for each: megabytes of garbage."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return list(client.list_serve_statuses()) if client is not None else []
+
+
 def _readiness(status: ApplicationStatus) -> Readiness:
     if status is ApplicationStatus.RUNNING:
         return Readiness.READY
@@ -257,7 +266,10 @@ def _readiness(status: ApplicationStatus) -> Readiness:
 
 def why_failed(app: Any) -> str:
     """Serve's message about a failed application, down to the error itself."""
-    messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+    return _last_error([app.message, *(deployment.message for deployment in app.deployments.values())])
+
+
+def _last_error(messages: Iterable[str]) -> str:
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error:" in line]
     return str((errors or lines or [""])[-1])

@@ -23,6 +23,7 @@ from serving.errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from serving.grpc_call import Answer, Call, Messages, Method, failed
 from serving.grpc_server import MAX_MESSAGE_BYTES, GrpcListener
 from serving.intake import Intake
+from serving.protocol.binary import LongWorkError
 from serving.protocol.errors import error_details
 from serving.protocol.headers import ARM, KEY, REQUEST_ID, header_safe
 from serving.protocol.messages import InferRequest
@@ -154,12 +155,16 @@ class _Infer:
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
+        self._decoding = asyncio.Lock()  # threads that decode take turns anyway, and each takes some memory
 
     async def one(self, body: Buffer, call: Call, received: float) -> Answer:
         """One request, one answer; the trailing metadata names the request."""
         request_id = self._plane.new_request_id()
         try:
-            decoded = decode_infer(body)
+            try:
+                decoded = decode_infer(body, patient=False)
+            except LongWorkError:
+                decoded = await self._decode(body)
             request = decoded.request
             request_id = request.request_id = request.id or request_id
             _apply(call, request, received)
@@ -190,15 +195,22 @@ class _Infer:
 
     async def _read(self, messages: Messages, call: Call, answers: "asyncio.Queue[asyncio.Task[bytes] | None]") -> None:
         try:
-            async for body in messages:
-                await answers.put(asyncio.create_task(self._streamed(body, call, time.monotonic())))
+            async for body, held in messages:
+                answer = asyncio.create_task(self._streamed(body, call, time.monotonic()))
+                if held:
+                    answer.add_done_callback(lambda _, held=held: messages.release(held))  # type: ignore[misc]
+                del body
+                await answers.put(answer)
         finally:
             await answers.put(None)
 
     async def _streamed(self, body: Buffer, call: Call, received: float) -> bytes:
         """One request of a stream; whatever happens to it, the stream goes on."""
         try:
-            decoded = decode_infer(body)
+            try:
+                decoded = decode_infer(body, patient=False)
+            except LongWorkError:
+                decoded = await self._decode(body)
         except UnderstudyError as error:
             return encode_streamed_error(error_details(str(error)), client_id=request_id_of(body))
         try:
@@ -208,6 +220,11 @@ class _Infer:
         except Exception:  # noqa: BLE001 - the transport's edge: one request's surprise stays that request's
             log_event(logger, _INTERNAL, logging.ERROR, exc_info=True, request_id=decoded.request.request_id)
             return encode_streamed_error(_INTERNAL, client_id=decoded.request.id)
+
+    async def _decode(self, body: Buffer) -> DecodedInfer:
+        """Decode what takes long."""
+        async with self._decoding:
+            return await asyncio.to_thread(decode_infer, body)
 
     async def _answered(self, decoded: DecodedInfer, call: Call, received: float) -> bytes:
         request = decoded.request
@@ -269,8 +286,9 @@ def _health_methods(plane: DataPlane) -> dict[str, Method]:
         return {"status": status(asked.service)}
 
     async def watch(messages: Messages, call: Call) -> Answer:
-        async for body in messages:
+        async for body, held in messages:
             service, said = _parsed(request_type, body).service, ""
+            messages.release(held)
             while True:
                 if (now := status(service)) != said:
                     said = now

@@ -51,12 +51,15 @@ class Answer(NamedTuple):
 class Messages(Protocol):
     """A streaming call's messages, in both directions."""
 
-    def __aiter__(self) -> AsyncIterator[Buffer]:
-        """The client's messages.
+    def __aiter__(self) -> AsyncIterator[tuple[Buffer, int]]:
+        """The client's messages, and how many bytes of each count at the intake until ``release``.
 
         Raises:
             UnderstudyError: one cannot be decompressed.
         """
+
+    def release(self, size: int) -> None:
+        """A message was let go of as many of whose bytes count."""
 
     async def send(self, message: Buffer) -> None:
         """Send a message; waits until the client lets those before it out.

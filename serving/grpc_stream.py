@@ -232,7 +232,8 @@ class Stream:
             self.refuse(Code.UNIMPLEMENTED, "the method takes one message, but more came")
 
     def release(self, size: int) -> None:
-        """Memory that counted at the intake was let go."""
+        """Memory that counted at the intake was let go; at the call's end, all of it is."""
+        size = min(size, self._held)
         self._held -= size
         self._carrier.intake.release(size)
 
@@ -340,8 +341,8 @@ class Exchange:
         """What was sent is on its way."""
         self._room.set()
 
-    async def __aiter__(self) -> AsyncIterator[Buffer]:
-        """The client's messages; one that is not taken yet holds back those that follow."""
+    async def __aiter__(self) -> AsyncIterator[tuple[Buffer, int]]:
+        """The client's messages, with what of each counts; one that is not taken yet holds back those that follow."""
         stream = self._stream
         while True:
             while self._incoming:
@@ -350,12 +351,15 @@ class Exchange:
                 if compressed:
                     message, more = await stream.inflate(message)
                     held += more
-                yield message
-                stream.release(held)
+                yield message, held
             if stream.ended or not stream.open:
                 return
             self._change.clear()
             await self._change.wait()
+
+    def release(self, size: int) -> None:
+        """A message was let go of as many of whose bytes count."""
+        self._stream.release(size)
 
     async def send(self, message: Buffer) -> None:
         """Send a message; waits until the client lets those before it out."""

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -26,7 +26,7 @@ from serving.errors import (
 from serving.http_server import JSON, Headers, HttpRequest, Reply
 from serving.intake import Intake
 from serving.protocol import compression
-from serving.protocol.binary import DecodedInfer, EncodedInfer, LongDecodeError, decode_infer, encode_infer
+from serving.protocol.binary import DecodedInfer, EncodedInfer, LongWorkError, decode_infer, encode_infer
 from serving.protocol.errors import error_body, http_status
 from serving.protocol.headers import ARM, KEY, REQUEST_ID, header_safe
 from serving.protocol.json_data import parse
@@ -82,7 +82,7 @@ class HttpApp:
         self._plane, self._arena = plane, arena
         self._max_body_bytes, self._max_json_bytes = max_body_bytes, max_json_bytes
         self._intake = intake or Intake(16 * max_body_bytes)
-        self._decoding = asyncio.Lock()  # threads that parse take turns anyway, and each takes some memory
+        self._long_work = asyncio.Lock()  # threads that parse take turns anyway, and each takes some memory
 
     def allocate(self, size: int, headers: Headers) -> memoryview:
         """Where a body shall be received: in the arena if it is worth it, with its first tensor aligned."""
@@ -230,9 +230,18 @@ class HttpApp:
             call.request_id = request.id
         _apply_headers(request, call)
         response = await self._plane.infer(request, decoded.outputs)
-        encoded = encode_infer(
-            response, client_id=request.id, requested=decoded.outputs, binary_default=decoded.binary_default
+        encode = partial(
+            encode_infer,
+            response,
+            client_id=request.id,
+            requested=decoded.outputs,
+            binary_default=decoded.binary_default,
         )
+        try:
+            encoded = encode(patient=False)
+        except LongWorkError:
+            async with self._long_work:
+                encoded = await asyncio.to_thread(encode)
         self._plane.answered(request, response)
         return encoded
 
@@ -240,8 +249,8 @@ class HttpApp:
         self._check_json(len(body) if header_length is None else header_length)
         try:
             return decode_infer(model, version, body, header_length, patient=False)
-        except LongDecodeError:
-            async with self._decoding:
+        except LongWorkError:
+            async with self._long_work:
                 return await asyncio.to_thread(decode_infer, model, version, body, header_length)
 
     def _check_json(self, size: int) -> None:

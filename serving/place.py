@@ -8,6 +8,7 @@ from pathlib import Path
 from serving.board import Board
 from serving.config import Config
 from serving.directory import Directory
+from serving.process import give_back_freed_memory
 from serving.telemetry import log_to_file
 
 
@@ -29,7 +30,8 @@ class Place:
         return Board(self.run_dir / "routers")
 
     def set_up_process(self, name: str) -> None:
-        """Logging, and where user code is imported from: beside the configuration, after everything else."""
+        """Logging, freed memory, and where user code is imported from: beside the configuration, after all else."""
+        give_back_freed_memory()
         atexit.register(log_to_file(self.config.reports / "logs" / f"{name}.jsonl").stop)
         user_code = str(self.config.directory)
         if user_code not in sys.path:

@@ -4,11 +4,15 @@ import ctypes
 import gc
 import os
 import resource
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_GIVE_BACK_EVERY_S: Final = 30.0
 
 
 class _SchedParam(ctypes.Structure):
@@ -43,10 +47,33 @@ def limit_memory(limit_bytes: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep buffers of an image's size instead of mapping and unmapping them for every batch."""
+    """Let malloc keep buffers of an image's size instead of mapping and unmapping them for every batch.
+
+    What it keeps of a burst, ``give_back_freed_memory`` ends.
+    """
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
     libc.mallopt(_M_TRIM_THRESHOLD, 128 << 20)
+
+
+def give_back_freed_memory(every_s: float = _GIVE_BACK_EVERY_S) -> None:
+    """From now on return what was freed to the operating system now and then, in a daemon thread.
+
+    malloc itself does so at the top of its heaps only. Below, what a burst freed stays, and the heap of each of Ray's
+    threads grows for hours by the holes between what lives on, though no more is in use.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:
+        return  # another C library than glibc
+    trim.argtypes = (ctypes.c_size_t,)
+    threading.Thread(target=_give_back, args=(trim, every_s), name="give-back", daemon=True).start()
+
+
+def _give_back(trim: Callable[[int], int], every_s: float) -> None:
+    while True:
+        time.sleep(every_s)
+        trim(0)
 
 
 def raise_file_limit() -> int:

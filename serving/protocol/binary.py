@@ -19,6 +19,7 @@ from serving.protocol.parameters import check_request_parameters, check_tensor_p
 
 MAX_ID_CHARS: Final = 512  # an id travels in a response header, whose line clients bound at 8 KiB
 SHORT_JSON_BYTES: Final = 256 * 1024  # takes up to 4 ms; in a thread a longer one holds the others up half as long
+_SHORT_DATA_BYTES: Final = 128 * 1024  # of an output in JSON: numbers, some 2 ms
 _SHORT_WALK: Final = 16 * 1024  # BYTES elements, some 2 ms
 MAX_RANK: Final = 64  # numpy's own bound; keeps the product of a hostile shape small
 _BINARY_SIZE: Final = "binary_data_size"
@@ -43,8 +44,8 @@ class EncodedInfer:
     header_length: int | None
 
 
-class LongDecodeError(Exception):
-    """Decoding would take so long that it belongs into a thread."""
+class LongWorkError(Exception):
+    """Decoding or encoding would take so long that it belongs into a thread."""
 
 
 def decode_infer(
@@ -55,13 +56,13 @@ def decode_infer(
     Raises:
         InvalidArgumentError: anything wrong with the body in itself, whatever the model; names what.
         UnsupportedError: shared memory.
-        LongDecodeError: it would take more than a few milliseconds, and the caller is not ``patient``.
+        LongWorkError: it would take more than a few milliseconds, and the caller is not ``patient``.
     """
     view = memoryview(body)
     if header_length is None:
         header_length = len(view)
     if header_length > SHORT_JSON_BYTES and not patient:
-        raise LongDecodeError
+        raise LongWorkError
     document = parse(view[:header_length])
     if type(document) is not dict:
         raise InvalidArgumentError(f"an infer request must be a JSON object, got {type_name(document)}")
@@ -129,9 +130,7 @@ def _inputs(entries: Any, tail: memoryview, *, patient: bool) -> dict[str, Tenso
                 raise InvalidArgumentError(
                     f"input {name!r}: 'binary_data_size' is {size}, the body has {len(data)} bytes left for it"
                 )
-            if datatype == "BYTES" and min(count, size // 4) > _SHORT_WALK and not patient:
-                raise LongDecodeError
-            check_wire(name, datatype, shape, count, data)
+            check_wire(name, datatype, shape, count, data, patient=patient)
             at += size
         inputs[name] = Tensor(name, datatype, shape, data)
     if at != len(tail):
@@ -175,14 +174,19 @@ def _binary_size(name: str, entry: dict[str, Any]) -> int | None:
     return size
 
 
-def check_wire(name: str, datatype: str, shape: tuple[int, ...], count: int, data: memoryview) -> None:
+def check_wire(
+    name: str, datatype: str, shape: tuple[int, ...], count: int, data: memoryview, *, patient: bool = True
+) -> None:
     """Check that an input's wire bytes make up its shape of ``count`` elements.
 
     Raises:
         InvalidArgumentError: another size, BYTES whose lengths do not add up, or a BOOL that is neither 0 nor 1.
+        LongWorkError: it would take more than a few milliseconds, and the caller is not ``patient``.
     """
     width = _WIDTHS_BYTES.get(datatype)
     if width is None:
+        if not patient and min(count, len(data) // 4) > _SHORT_WALK:
+            raise LongWorkError
         _check_bytes(name, shape, count, data)
     elif len(data) != count * width:
         raise InvalidArgumentError(
@@ -223,12 +227,18 @@ def _outputs(entries: Any) -> tuple[RequestedOutput, ...]:
 
 
 def encode_infer(
-    response: InferResponse, *, client_id: str, requested: Iterable[RequestedOutput], binary_default: bool
+    response: InferResponse,
+    *,
+    client_id: str,
+    requested: Iterable[RequestedOutput],
+    binary_default: bool,
+    patient: bool = True,
 ) -> EncodedInfer:
     """Encode the outputs of ``response``, each in the form asked for; ``client_id`` "" leaves the id out.
 
     Raises:
         InvalidArgumentError: an output without a JSON form that was asked for in JSON.
+        LongWorkError: it would take more than a few milliseconds, and the caller is not ``patient``.
     """
     forms = {output.name: output.binary for output in requested}
     outputs: list[dict[str, Any]] = []
@@ -239,6 +249,8 @@ def encode_infer(
         if binary_default if form is None else form:
             buffers.append(tensor.data)
             entry["parameters"] = {_BINARY_SIZE: len(tensor.data)}
+        elif len(tensor.data) > _SHORT_DATA_BYTES and not patient:
+            raise LongWorkError
         else:
             entry["data"] = encode_data(tensor)
         outputs.append(entry)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from models.tensor import DATATYPES, NUMPY_DTYPES, Buffer, Tensor, encode_bytes
 from serving.errors import InvalidArgumentError
-from serving.protocol.binary import MAX_ID_CHARS, MAX_RANK, check_wire
+from serving.protocol.binary import MAX_ID_CHARS, MAX_RANK, LongWorkError, check_wire
 from serving.protocol.messages import InferRequest, InferResponse, RequestedOutput
 from serving.protocol.parameters import check_request_parameters, check_tensor_parameters
 from serving.protocol.proto import message
@@ -36,6 +36,8 @@ _VARINT_BITS: Final = 64
 _MAX_FIELDS: Final = 256  # to be walked over by hand; what has more is left to protobuf, which is faster at that
 _REMEMBERED: Final = 1024  # heads and pieces
 _LARGE_HEAD_BYTES: Final = 4096  # one that holds tensors, or that nobody sends twice
+_SHORT_BYTES: Final = 32 * 1024  # of what is left to protobuf: as many bytes may be half as many elements
+_PIECE: Final = 4096  # elements
 _WANTS_FINAL: Final = "triton_enable_empty_final_response"  # tritonclient's streams; ours always say which is final
 _CONTENTS: Final[Mapping[str, str]] = {
     "BOOL": "bool_contents",
@@ -86,14 +88,18 @@ class _Parts(NamedTuple):  # one of these for each request: a frozen dataclass c
     raw: list[memoryview]
 
 
-def decode_infer(body: Buffer) -> DecodedInfer:
+def decode_infer(body: Buffer, *, patient: bool = True) -> DecodedInfer:
     """Decode a ``ModelInferRequest``.
 
     Raises:
         InvalidArgumentError: anything wrong with the body in itself, whatever the model; names what.
         UnsupportedError: shared memory.
+        LongWorkError: it would take more than a few milliseconds, and the caller is not ``patient``.
     """
-    parts = _split(body) or _split_by_protobuf(body)
+    parts = _split(body)
+    if not patient and len(body if parts is None else parts.head) > _SHORT_BYTES:
+        raise LongWorkError
+    parts = parts or _split_by_protobuf(body)
     if len(parts.id) > MAX_ID_CHARS:
         raise InvalidArgumentError(f"'id' must be a string of at most {MAX_ID_CHARS} characters")
     read = _remembered_head if len(parts.head) < _LARGE_HEAD_BYTES else _read_head
@@ -102,7 +108,7 @@ def decode_infer(body: Buffer) -> DecodedInfer:
         model=head.model,
         version=head.version,
         id=parts.id,
-        inputs=_tensors(head.inputs, parts.raw),
+        inputs=_tensors(head.inputs, parts.raw, patient=patient),
         parameters=head.parameters,
     )
     return DecodedInfer(request, head.outputs)
@@ -263,7 +269,8 @@ def _typed(name: str, datatype: str, count: int, contents: Any) -> bytes:
     if len(values) != count:
         raise InvalidArgumentError(f"input {name!r}: its shape holds {count} elements, {field} has {len(values)}")
     if datatype == "BYTES":
-        return encode_bytes(list(values))
+        pieces = (values[at : at + _PIECE] for at in range(0, count, _PIECE))  # other threads get their turn in between
+        return b"".join([encode_bytes(piece) for piece in pieces])
     given = np.array(values)
     wire = given.astype(NUMPY_DTYPES[datatype])
     if wire.dtype.kind in "iu" and not np.array_equal(wire, given):  # int_contents hold INT8 and INT16 too
@@ -285,14 +292,14 @@ def _outputs(entries: Any) -> tuple[RequestedOutput, ...]:
     return tuple(outputs.values())
 
 
-def _tensors(inputs: tuple[_Input, ...], raw: list[memoryview]) -> dict[str, Tensor]:
+def _tensors(inputs: tuple[_Input, ...], raw: list[memoryview], *, patient: bool) -> dict[str, Tensor]:
     if not raw:
         return {each.name: Tensor(each.name, each.datatype, each.shape, each.data or b"") for each in inputs}
     if len(raw) != len(inputs):
         raise InvalidArgumentError(f"'raw_input_contents' has {len(raw)} entries for {len(inputs)} inputs")
     tensors: dict[str, Tensor] = {}
     for each, data in zip(inputs, raw, strict=True):
-        check_wire(each.name, each.datatype, each.shape, each.elements, data)
+        check_wire(each.name, each.datatype, each.shape, each.elements, data, patient=patient)
         tensors[each.name] = Tensor(each.name, each.datatype, each.shape, data)
     return tensors
 

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from models.tensor import Tensor
 from serving.arena import SHARE_FROM_BYTES, Arena, Window
+from serving.dataplane import DataPlane
+from serving.door import uncleared
+from serving.grpc import GrpcServer
+from serving.http import HttpApp
 from serving.replica import _stack
 from serving.wire import decode_batch_header, encode_batch
+from tests.serving.echo_engine import EchoEngine
+from tests.serving.grpc_talker import resident_bytes
 
 MEBIBYTE = 1 << 20
 
@@ -130,3 +136,33 @@ def test_a_batch_with_one_tensor_elsewhere_travels_as_frames() -> None:
     inputs = [{"x": Tensor("x", "UINT8", (1, 100_000), data)} for data in (block, bytes(100_000))]
     frames = encode_batch(1, (1, 1), inputs, batched=True, measure=False, locate=arena.locate)
     assert len(frames) == 3
+
+
+async def test_blocks_that_are_reserved_and_never_filled_leave_plain_memory_to_others() -> None:
+    arena, plane = Arena(MEBIBYTE), DataPlane(EchoEngine())
+    app, server = HttpApp(plane, arena=arena), GrpcServer(plane, "127.0.0.1", 0, arena=arena)
+    await server.start()
+    reserved = [app.allocate(MEBIBYTE // 2, {}), server.listener.allocate(MEBIBYTE // 2, memoryview(b""))]
+    assert all(arena.locate(block) is not None for block in reserved)
+    for other in (app.allocate(100_000, {}), server.listener.allocate(100_000, memoryview(b""))):
+        assert arena.locate(other) is None
+        other[:] = bytes(100_000)
+    del reserved[0]
+    assert arena.locate(app.allocate(100_000, {})) is not None
+    await server.stop(0)
+    arena.close()
+
+
+def test_memory_for_a_body_is_taken_only_as_the_body_comes() -> None:
+    before, blocks = resident_bytes(), []
+    for _ in range(64):
+        block = uncleared(64 * MEBIBYTE)
+        block[:65536] = bytes(65536)
+        blocks.append(block)
+    assert resident_bytes() - before < 64 * 2 * 65536
+
+
+def test_memory_that_is_not_there_is_refused_at_any_size() -> None:
+    for size in (1 << 46, 1 << 62):
+        with pytest.raises(MemoryError):
+            uncleared(size)

@@ -1,5 +1,6 @@
 import asyncio
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,11 +13,14 @@ import pytest
 from serving.dataplane import DataPlane
 from serving.errors import LaunchError, UnavailableError
 from serving.grpc import GrpcServer
+from serving.protocol.binary import LongWorkError
 from serving.protocol.proto import HEALTH, INFERENCE, message
+from serving.protocol.protobuf import decode_infer
 from serving.stages import STAGES, Stages
 from tests.serving.echo_engine import EchoEngine
 
 Request = message("inference.ModelInferRequest")
+Streamed = message("inference.ModelStreamInferResponse")
 PAIR = struct.pack("<2f", 1.5, 2.5)
 
 
@@ -192,3 +196,56 @@ async def test_a_stream_that_is_not_read_is_not_read_from_without_end() -> None:
         assert 0 < len(engine.seen) <= 130
         engine.release.set()
         assert len([each async for each in stream]) == 1000
+
+
+async def longest_stall(work: "asyncio.Task[Any]") -> float:
+    """How long the loop was held up at most while something ran, in seconds."""
+    longest, last = 0.0, time.monotonic()
+    while not work.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    return longest
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+async def test_the_loop_goes_on_while_a_long_request_is_decoded(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noting(body: Any, *, patient: bool = True) -> Any:
+        if patient:
+            threads.append(threading.get_ident())
+        return decode_infer(body, patient=patient)
+
+    monkeypatch.setattr("serving.grpc.decode_infer", noting)
+    count = 1 << 20
+    tensor = Request.InferInputTensor(name="IN", datatype="BYTES", shape=[count])
+    long = Request(model_name="m", inputs=[tensor], raw_input_contents=[bytes(4 * count)]).SerializeToString()
+    async with serving(EchoEngine()) as (channel, _):
+        if method == "ModelInfer":
+            work = asyncio.create_task(code_of(infer(channel, long)))
+            stall = await longest_stall(work)
+            assert await work is grpc.StatusCode.INVALID_ARGUMENT, "the model takes FP32"
+        else:
+            call = channel.stream_stream(f"/{INFERENCE}/{method}")(iter([long, body()]))
+            work = asyncio.create_task(_all(call))
+            stall = await longest_stall(work)
+            assert [bool(Streamed.FromString(each).error_message) for each in await work] == [True, False]
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+    assert stall < 0.3
+
+
+async def _all(call: Any) -> list[bytes]:
+    return [each async for each in call]
+
+
+def test_what_takes_long_is_not_decoded_for_the_impatient_and_nothing_else_is_refused() -> None:
+    many = Request.InferInputTensor(name="IN", datatype="BYTES", shape=[20_000])
+    raw = Request(model_name="m", inputs=[many], raw_input_contents=[bytes(80_000)]).SerializeToString()
+    many.contents.bytes_contents.extend([b""] * 20_000)
+    typed = Request(model_name="m", inputs=[many]).SerializeToString()
+    for long in (raw, typed, b"\x78\x00" * 20_000 + raw[:40]):
+        with pytest.raises(LongWorkError):
+            decode_infer(long, patient=False)
+    assert decode_infer(typed).request.inputs["IN"].data == decode_infer(raw).request.inputs["IN"].data == bytes(80_000)
+    decode_infer(body(), patient=False)

@@ -2,10 +2,13 @@ import asyncio
 import json
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 
@@ -14,7 +17,8 @@ from serving.door import Limits, bind
 from serving.errors import LaunchError, UnavailableError
 from serving.http import HttpApp, _remembered_segments
 from serving.http_server import HttpRequest, HttpServer
-from tests.serving.echo_engine import EchoEngine
+from serving.protocol.binary import EncodedInfer, encode_infer
+from tests.serving.echo_engine import EchoEngine, spec_of
 
 REQUEST = {"inputs": [{"name": "IN", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
 
@@ -245,3 +249,29 @@ async def test_the_loop_goes_on_while_a_long_request_is_decoded(
         await asyncio.sleep(0)
     assert said in orjson.loads(asking.result().body)["error"], "it was decoded, and refused only then"
     assert turns > 10
+
+
+async def test_the_loop_goes_on_while_a_long_answer_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noting(*arguments: Any, patient: bool = True, **options: Any) -> EncodedInfer:
+        if patient:
+            threads.append(threading.get_ident())
+        return encode_infer(*arguments, patient=patient, **options)
+
+    monkeypatch.setattr("serving.http.encode_infer", noting)
+    app = HttpApp(DataPlane(EchoEngine(spec_of(1, max_batch_size=1 << 20))))
+    count = 500_000
+    tensor = {"name": "IN", "shape": [count // 2, 2], "datatype": "FP32", "parameters": {"binary_data_size": 4 * count}}
+    head = orjson.dumps({"inputs": [tensor]})
+    headers = {b"inference-header-content-length": b"%d" % len(head)}
+    body = head + np.arange(count, dtype=np.float32).tobytes()
+    asking = asyncio.create_task(app(HttpRequest("POST", b"/v2/models/m/infer", headers, body)))
+    turns = 0
+    while not asking.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert orjson.loads(asking.result().body)["outputs"][0]["data"] == list(range(count))
+    assert turns > 10
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()

@@ -13,7 +13,34 @@ assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
 files = [open("/dev/null") for _ in range(200)]
 """
 
+GIVE_BACK = """
+import time
+from pathlib import Path
+from serving.process import give_back_freed_memory, keep_freed_memory
+
+def held_mb():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+keep_freed_memory()
+before = held_mb()
+backlog = [bytearray(600_000) for _ in range(64)]
+lasting = bytearray(600_000)
+backlog.clear()
+assert held_mb() > before + 32, "what was freed is kept, for the next batch"
+give_back_freed_memory(every_s=0.05)
+deadline = time.monotonic() + 10
+while held_mb() > before + 8 and time.monotonic() < deadline:
+    time.sleep(0.01)
+assert held_mb() < before + 8, "and returned after a while"
+"""
+
 
 def test_a_router_may_have_as_many_connections_open_as_the_machine_allows_it() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", RAISE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_burst_freed_goes_back_to_the_machine_after_a_while() -> None:
+    done = subprocess.run([sys.executable, "-c", GIVE_BACK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

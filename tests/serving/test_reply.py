@@ -70,3 +70,46 @@ def test_a_request_without_rows_gets_an_output_without_rows(datatype: str) -> No
     results = results_of(header(segment), [b""], (0, 0), batched=True)
     assert [result.outputs["y"].shape for result in results] == [(0, 3), (0, 3)]
     assert all(prod(result.outputs["y"].numpy().shape) == 0 for result in results)
+
+
+LAYOUT = Layout("y", "FP32", (2,), True)
+ONE = Segment(requests=1, kind="ok", error="", outputs=(LAYOUT,))
+TWO = Segment(requests=2, kind="ok", error="", outputs=(LAYOUT,))
+FAILED = Segment(requests=2, kind="error", error="why", outputs=())
+TEXTS = Segment(requests=2, kind="ok", error="", outputs=(Layout("y", "BYTES", (1,), True),))
+
+
+@pytest.mark.parametrize(
+    ("segments", "frames"),
+    [
+        ((ONE,), [bytes(8)]),  # too few
+        ((TWO, ONE), [bytes(16), bytes(8)]),  # too many
+        ((FAILED, FAILED), []),
+        ((), []),
+        ((TWO,), []),
+        ((TWO,), [bytes(16), b""]),
+        ((FAILED,), [b"x"]),
+        ((TWO,), [bytes(15)]),
+        ((TWO,), [bytes(24)]),
+        ((TWO,), [b""]),
+        ((TEXTS,), [bytes(9)]),
+        ((TEXTS,), [bytes(4)]),
+        ((TEXTS,), [b"\xff" * 8]),
+        ((Segment(requests=-1, kind="ok", error="", outputs=(LAYOUT,)),), [b""]),
+        ((Segment(requests=2, kind="fine", error="", outputs=()),), []),
+        ((Segment(requests=2, kind="ok", error="", outputs=(Layout("y", "BYTES", (1 << 40,), True),)),), [bytes(8)]),
+    ],
+)
+def test_a_reply_that_contradicts_itself_or_the_batch_fails_each_of_its_requests(
+    segments: tuple[Segment, ...], frames: list[Buffer]
+) -> None:
+    results = results_of(header(*segments), frames, (1, 1), batched=True)
+    assert [result.status for result in results] == [Status.ERROR] * 2
+    assert all("its replica's reply contradicts itself" in result.error for result in results)
+
+
+def test_without_a_batch_dimension_an_output_s_bytes_must_make_up_its_shape() -> None:
+    (good,) = results_of(header(ONE), [bytes(8)], (1,), batched=False)
+    assert (good.status, good.outputs["y"].shape) == (Status.OK, (2,))
+    (bad,) = results_of(header(ONE), [bytes(7)], (1,), batched=False)
+    assert bad.status is Status.ERROR

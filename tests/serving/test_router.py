@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from serving.errors import DeadlineError, ModelFailedError, NotFoundError, Servi
 from serving.protocol.messages import InferRequest
 from serving.router import Table
 from serving.split import arm
+from serving.wire import ReplyHeader, encode_reply_header
 from shadow.pair import Arm
 from tests.serving.doubler import BASELINE, CANDIDATE, EXITS, HANGS, MODEL, RAISES, Doubler, spec_of
 from tests.serving.stage import DEADLINE_S, Stage, config_of, request_of, until
@@ -105,6 +107,23 @@ async def test_a_version_that_is_not_loaded_and_a_model_that_is_not_served_are_n
         await stage.ask(version=CANDIDATE)
     assert not stage.router.ready(MODEL, CANDIDATE)
     assert not stage.router.ready("x", None)
+
+
+async def test_a_reply_that_contradicts_its_batch_fails_that_batch_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying(reply: ReplyHeader) -> bytes:
+        segments = tuple(replace(each, requests=each.requests + 1) for each in reply.segments)
+        return encode_reply_header(replace(reply, segments=segments))
+
+    stage.table(candidate=None)
+    stage.thread(BASELINE)
+    await stage.cast(BASELINE)
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.replica.encode_reply_header", lying)
+        with pytest.raises(ModelFailedError, match="its replica's reply contradicts itself"):
+            await stage.ask()
+    assert await stage.ask_many(COUNT) == [BASELINE] * COUNT
 
 
 async def test_replicas_at_normal_priority_take_over_from_those_in_shadow(stage: Stage) -> None:

@@ -1,6 +1,6 @@
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -130,6 +130,59 @@ def test_many_rows_are_flushed_before_the_interval_is_over(tmp_path: Path) -> No
         for _ in range(3):
             offer(recorder, accounting, pair(outcome(answers), outcome(answers), rows=[6000]))
         assert eventually(lambda: recorder.snapshot().head is not None)
+
+
+def paced(folder: Path, accounting: Accounting, now_s: list[float]) -> AbstractContextManager[Recorder]:
+    return recording(folder, accounting, flush_interval_s=0.005, clock=lambda: now_s[0])
+
+
+def segments(recorder: Recorder) -> int:
+    head = recorder.snapshot().head
+    return head.segments if head is not None else 0
+
+
+def test_a_young_recorder_writes_at_once_and_an_old_one_gathers_for_ten_seconds(tmp_path: Path) -> None:
+    accounting, now_s = Accounting(), [0.0]
+    with paced(tmp_path, accounting, now_s) as recorder:
+        offer(recorder, accounting, simple_pair("a"))
+        assert eventually(lambda: segments(recorder) == 1)
+        now_s[0] = 3600.0
+        recorder.flush()
+        offer(recorder, accounting, simple_pair("b"))
+        now_s[0] += 9.9
+        time.sleep(0.1)
+        assert segments(recorder) == 1
+        now_s[0] += 0.1
+        assert eventually(lambda: segments(recorder) == 2)
+
+
+def test_an_hour_of_light_load_makes_hundreds_of_segments_and_not_thousands(tmp_path: Path) -> None:
+    now_s, written = [0.0], 0
+    with recording(tmp_path, Accounting(), clock=lambda: now_s[0]) as recorder:
+        for now_s[0] in range(1, 3601):
+            if recorder.due:
+                recorder.flush()
+                written += 1
+    assert 300 < written < 600
+
+
+def test_a_failure_of_the_candidate_does_not_wait_for_company(tmp_path: Path) -> None:
+    accounting, now_s = Accounting(), [0.0]
+    with paced(tmp_path, accounting, now_s) as recorder:
+        now_s[0] = 3600.0
+        recorder.flush()
+        offer(recorder, accounting, pair(candidate=outcome(bad(Status.ERROR)), baseline=outcome(ok([1, 0]))))
+        assert eventually(lambda: segments(recorder) == 1)
+
+
+def test_many_rows_do_not_wait_for_more(tmp_path: Path) -> None:
+    accounting, now_s = Accounting(), [0.0]
+    answers = type(bad())(status=Status.OK, outputs={"scores": np.zeros((2048, 2), np.float32)})
+    with paced(tmp_path, accounting, now_s) as recorder:
+        now_s[0] = 3600.0
+        recorder.flush()
+        offer(recorder, accounting, pair(outcome(answers), outcome(answers), rows=[2048]))
+        assert eventually(lambda: segments(recorder) == 1)
 
 
 def test_close_makes_the_rest_durable_and_refuses_more(tmp_path: Path) -> None:

@@ -93,3 +93,17 @@ def test_what_is_no_json_is_refused(text: bytes) -> None:
 )
 def test_bare_non_finite_numbers_are_read(text: bytes, expected: Any) -> None:
     assert repr(parse(memoryview(text))) == repr(expected)
+
+
+@pytest.mark.parametrize("datatype", ["INT32", "BOOL", "FP32", "FP64", "BYTES"])
+@pytest.mark.parametrize("count", [16 * 1024, 16 * 1024 + 1, 50_000])
+def test_a_large_output_is_written_like_a_small_one(datatype: str, count: int) -> None:
+    numbers = np.arange(count) % 2 if datatype == "BOOL" else np.arange(count) / 7
+    values = np.array([f"é{n}" for n in range(count)], object) if datatype == "BYTES" else numbers
+    array = values if datatype == "BYTES" else values.astype(NUMPY_DTYPES[datatype])
+    tensor = from_numpy("y", datatype, array)
+    assert np.array(json.loads(written(tensor)), array.dtype).tolist() == array.tolist()
+    if datatype.startswith("FP"):
+        array[count // 2] = np.nan
+        back = json.loads(written(from_numpy("y", datatype, array)))
+        assert np.array_equal(np.array(back, array.dtype), array, equal_nan=True)
