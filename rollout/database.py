@@ -27,6 +27,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from rollout.errors import JournalError
 
+_CACHE_KIB: Final = 256  # of pages; the default's 2 MiB for each connection would fill with entries never read again
 SCHEMA: Final = MetaData()
 ROLLOUTS: Final = Table(
     "rollouts",
@@ -116,6 +117,7 @@ def _make_durable(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
     cursor.close()
 
 

@@ -1,7 +1,8 @@
 """The recorder: takes pairs from the serving loop, and turns them into durable evidence in a thread of its own."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -21,6 +22,11 @@ from shadow.sums import sums
 _log: Final = logging.getLogger(__name__)
 _REASONS: Final = 32
 _SEGMENT_ROWS: Final = 16_384  # a flush comes early at that many, so that a segment stays a few megabytes
+# Less than this waits for more: an hour would make thousands of small files.
+_WORTH_ROWS: Final = 2048
+_WORTH_BYTES: Final = 4 << 20
+_LATEST_S: Final = 3.0
+_LATEST_SHARE: Final = 1 / 60  # of the recorder's age: what is late must matter little beside what is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +44,13 @@ class Recorder:
     """Records one router's pairs of one rollout into a chain of its own.
 
     ``offer`` may be called from one thread (the serving loop); it copies the scores, takes a few microseconds, never
-    waits and never raises. A daemon thread compares, writes and syncs a segment every ``flush_interval_s``, and only
-    then adds its rows to the sums and settles the account: on the side that did not answer the client, OK and REJECTED
-    count as mirrored, TIMEOUT as timed out, ERROR and MALFORMED as failed; a request that never ran there (ABSENT) is
-    not in the account at all. The lane calls ``Accounting.sample`` before, and ``shed`` where ``offer`` returns False.
+    waits and never raises. A daemon thread compares, writes and syncs segments, and only then adds their rows to the
+    sums and settles the account: on the side that did not answer the client, OK and REJECTED count as mirrored, TIMEOUT
+    as timed out, ERROR and MALFORMED as failed; a request that never ran there (ABSENT) is not in the account at all.
+    The lane calls ``Accounting.sample`` before, and ``shed`` where ``offer`` returns False.
+
+    The thread looks every ``flush_interval_s``. It writes what is much, or has a failure of the candidate in it, at
+    once; else it gathers for a sixtieth of the recorder's age, 3 s at most.
 
     A fault never reaches the caller. When the disk fails, the rows are kept and tried again, until the bounds are
     reached and offers are refused; a pair that the comparator cannot compare is dropped, its items counted as failed,
@@ -65,6 +74,7 @@ class Recorder:
         flush_interval_s: float = 1.0,
         max_pending_pairs: int = 8192,
         max_pending_bytes: int = 256 << 20,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._comparator = open_comparator(comparator, output)
         self._writer = SegmentWriter(
@@ -82,10 +92,12 @@ class Recorder:
             raise EvidenceError(f"{folder}: chain {chain} exists already; a recorder needs a chain of its own")
         self._deployment_id, self._limits, self._accounting = deployment_id, limits, accounting
         self._max_pairs, self._max_bytes = max_pending_pairs, max_pending_bytes
-        self._interval_s = flush_interval_s
+        self._interval_s, self._clock = flush_interval_s, clock
+        self._began_s = self._flushed_s = clock()
         self._lock = Lock()  # of the fields below; held for moments only
         self._pending: list[CompactPair] = []
         self._pending_rows = self._held_pairs = self._held_bytes = 0  # held: pending or being written
+        self._urgent = False  # whether a failure of the candidate is pending
         self._recorded = Recorded()
         self._loss: str | None = None  # why pairs were lost: the evidence is not complete any more
         self._flushing = Lock()  # one flush at a time; covers the writer and the number of batches
@@ -116,6 +128,15 @@ class Recorder:
         with self._lock:
             return self._recorded
 
+    @property
+    def due(self) -> bool:
+        """Whether what is pending should be written now."""
+        now_s = self._clock()
+        latest_s = min(_LATEST_SHARE * (now_s - self._began_s), _LATEST_S)
+        with self._lock:
+            much = self._pending_rows >= _WORTH_ROWS or self._held_bytes >= _WORTH_BYTES
+            return much or self._urgent or now_s - self._flushed_s >= latest_s
+
     def flush(self) -> None:
         """Make everything offered so far durable, unless a fault prevents it (see ``snapshot().fault``)."""
         with self._flushing:
@@ -140,6 +161,7 @@ class Recorder:
             self._held_pairs += 1
             self._held_bytes += taken.nbytes
             self._pending_rows += sum(taken.rows)
+            self._urgent |= bool(taken.candidate.failures)
             full = self._pending_rows >= _SEGMENT_ROWS
         if full:
             self._wake.set()
@@ -147,8 +169,10 @@ class Recorder:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait(self._interval_s)
+            woken = self._wake.wait(self._interval_s)
             self._wake.clear()
+            if not woken and not self.due:
+                continue
             self.flush()
             if self.snapshot().fault is not None:
                 self._stop.wait(self._interval_s)  # or a full queue would try a broken disk again and again
@@ -156,7 +180,8 @@ class Recorder:
     def _flush(self) -> None:
         with self._lock:
             taken, self._pending = self._pending, []
-            self._pending_rows = 0
+            self._pending_rows, self._urgent = 0, False
+        self._flushed_s = self._clock()
         if not taken:
             return
         try:
