@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +27,24 @@ from benchmarks.report import RESULTS, origin, say, table, write
 
 _SMALL: Final = 360
 _IMAGE: Final = 602_112
-_CONNECTIONS: Final = (1, 8, 64)
 _TRIPS: Final = 4000
 _TIMEOUT_S: Final = 60
 Figures = dict[tuple[str, int, int], list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How often and how long each alternative is measured.
+
+    ``seconds`` is that of one measurement of a server, ``trips`` are the round trips of one of a channel, and ``sizes``
+    are of a body in bytes.
+    """
+
+    rounds: int = 5
+    seconds: float = 2.0
+    trips: int = _TRIPS
+    connections: tuple[int, ...] = (1, 8, 64)
+    sizes: tuple[int, ...] = (_SMALL, _IMAGE)
 
 
 def main() -> int:
@@ -40,15 +55,26 @@ def main() -> int:
     parser.add_argument("--trips", type=int, default=_TRIPS, help="round trips of each measurement of a channel")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    document, markdown = measure(Plan(rounds=options.rounds, seconds=options.seconds, trips=options.trips))
+    write(options.out, "alternatives", document, markdown)
+    print(markdown)
+    return 0
+
+
+def measure(plan: Plan) -> tuple[dict[str, Any], str]:
+    """The figures as plain values and as Markdown.
+
+    Raises:
+        BenchmarkError: wrk or h2load is missing or failed, or an alternative did not start or answer.
+    """
     environment = describe((*PACKAGES, "aiohttp", "granian", "grpcio", "grpclib", "pyzmq"))
     with tempfile.TemporaryDirectory() as folder:
-        doors = _doors(Path(folder), options.rounds, options.seconds)
-        grpc_doors = _grpc_doors(Path(folder), options.rounds, options.seconds)
-        channels = _channels(Path(folder), options.rounds, options.trips)
-    markdown = _markdown(environment, doors, grpc_doors, channels, options)
+        doors = _doors(Path(folder), plan)
+        grpc_doors = _grpc_doors(Path(folder), plan)
+        channels = _channels(Path(folder), plan)
     document = {
         "environment": environment,
-        "rounds": options.rounds,
+        "rounds": plan.rounds,
         "doors_requests_per_s": [
             {"server": name, "body_bytes": size, "connections": count, "values": values}
             for (name, size, count), values in doors.items()
@@ -61,12 +87,10 @@ def main() -> int:
             {"channel": name, "payload_bytes": size, "values": values} for (name, size, _), values in channels.items()
         ],
     }
-    write(options.out, "alternatives", document, markdown)
-    print(markdown)
-    return 0
+    return document, _markdown(environment, doors, grpc_doors, channels, plan)
 
 
-def _doors(scratch: Path, rounds: int, seconds: float) -> Figures:
+def _doors(scratch: Path, plan: Plan) -> Figures:
     figures: Figures = {}
     wrk = Wrk(scratch)
     ports = dict(zip(DOORS, free_ports(len(DOORS)), strict=True))
@@ -75,45 +99,45 @@ def _doors(scratch: Path, rounds: int, seconds: float) -> Figures:
             command = [sys.executable, "-m", "benchmarks.alternatives.doors", name, str(port)]
             url = f"http://127.0.0.1:{port}/"
             stack.enter_context(running(command, ready_url=url, log=scratch / f"{name}.log"))
-        for turn in range(rounds):
-            say(f"servers, round {turn + 1} of {rounds}")
-            for size in (_SMALL, _IMAGE):
+        for turn in range(plan.rounds):
+            say(f"servers, round {turn + 1} of {plan.rounds}")
+            for size in plan.sizes:
                 request = Request(path="/v2/models/digits/infer", headers={}, body=bytes(size))
-                for count in _CONNECTIONS:
+                for count in plan.connections:
                     for name in list(DOORS) if turn % 2 == 0 else list(DOORS)[::-1]:
                         url = f"http://127.0.0.1:{ports[name]}"
-                        sample = wrk.run(url, request, connections=count, seconds=seconds)
+                        sample = wrk.run(url, request, connections=count, seconds=plan.seconds)
                         figures.setdefault((name, size, count), []).append(sample.requests_per_s)
     return figures
 
 
-def _grpc_doors(scratch: Path, rounds: int, seconds: float) -> Figures:
+def _grpc_doors(scratch: Path, plan: Plan) -> Figures:
     figures: Figures = {}
     ports = dict(zip(GRPC_DOORS, free_ports(len(GRPC_DOORS)), strict=True))
     with ExitStack() as stack:
         for name, port in ports.items():
             command = [sys.executable, "-m", "benchmarks.alternatives.grpc_doors", name, str(port)]
             stack.enter_context(running(command, ready_url=f"tcp://127.0.0.1:{port}", log=scratch / f"grpc-{name}.log"))
-        for turn in range(rounds):
-            say(f"servers of gRPC, round {turn + 1} of {rounds}")
-            for size in (_SMALL, _IMAGE):
-                for count in _CONNECTIONS:
+        for turn in range(plan.rounds):
+            say(f"servers of gRPC, round {turn + 1} of {plan.rounds}")
+            for size in plan.sizes:
+                for count in plan.connections:
                     for name in list(GRPC_DOORS) if turn % 2 == 0 else list(GRPC_DOORS)[::-1]:
                         url = f"http://127.0.0.1:{ports[name]}{PATH}"
-                        rate = call_rate(url, bytes(size), connections=count, seconds=seconds, scratch=scratch)
+                        rate = call_rate(url, bytes(size), connections=count, seconds=plan.seconds, scratch=scratch)
                         figures.setdefault((name, size, count), []).append(rate)
     return figures
 
 
-def _channels(scratch: Path, rounds: int, trips: int) -> Figures:
+def _channels(scratch: Path, plan: Plan) -> Figures:
     figures: Figures = {}
-    for turn in range(rounds):
-        say(f"channels, round {turn + 1} of {rounds}")
-        for size in (_SMALL, _IMAGE):
+    for turn in range(plan.rounds):
+        say(f"channels, round {turn + 1} of {plan.rounds}")
+        for size in plan.sizes:
             for name in list(CHANNELS) if turn % 2 == 0 else list(CHANNELS)[::-1]:
                 if size == _SMALL and "arena" in name:
                     continue  # what is small is not put there
-                count = trips if size == _SMALL else trips // 4
+                count = plan.trips if size == _SMALL else plan.trips // 4
                 figures.setdefault((name, size, 0), []).append(_measure(name, scratch, size, count))
     return figures
 
@@ -132,26 +156,26 @@ def _markdown(
     doors: Figures,
     grpc_doors: Figures,
     channels: Figures,
-    options: argparse.Namespace,
+    plan: Plan,
 ) -> str:
-    trips = [[name, *(_median(channels.get((name, size, 0))) for size in (_SMALL, _IMAGE))] for name in CHANNELS]
+    trips = [[name, *(_median(channels.get((name, size, 0))) for size in plan.sizes)] for name in CHANNELS]
     return "\n\n".join(
         [
             "# What the data plane's parts were chosen over",
             origin(environment),
-            f"Medians over {options.rounds} alternating rounds; the load on the same machine.",
+            f"Medians over {plan.rounds} alternating rounds; the load on the same machine.",
             "## HTTP servers that read a body and answer 200 bytes: requests/s",
-            _rates(DOORS, doors),
+            _rates(plan, DOORS, doors),
             "## Servers of gRPC that answer a message with 200 bytes: calls/s",
-            _rates(GRPC_DOORS, grpc_doors),
+            _rates(plan, GRPC_DOORS, grpc_doors),
             "## A message to another process and its reply: microseconds",
-            table(["channel", _size(_SMALL), _size(_IMAGE)], trips),
+            table(["channel", *map(_size, plan.sizes)], trips),
         ]
     )
 
 
-def _rates(names: Iterable[str], figures: Figures) -> str:
-    columns = [(size, count) for size in (_SMALL, _IMAGE) for count in _CONNECTIONS]
+def _rates(plan: Plan, names: Iterable[str], figures: Figures) -> str:
+    columns = [(size, count) for size in plan.sizes for count in plan.connections]
     rows = [[name, *(f"{statistics.median(figures[name, *column]):.0f}" for column in columns)] for name in names]
     return table(["server", *(f"{_size(size)}, c = {count}" for size, count in columns)], rows)
 

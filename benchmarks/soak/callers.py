@@ -1,7 +1,6 @@
 """One request over HTTP or gRPC as often as wanted, on connections that stay open; tells how each of them failed."""
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -13,6 +12,7 @@ from serving.protocol.proto import message
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 TIMEOUT_S: Final = 10.0
+CONNECTIONS: Final = 64  # of one stream over HTTP
 _UNBOUNDED: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
 
@@ -59,37 +59,39 @@ def caller(stream: Stream) -> Caller:
 
 
 class _HttpCaller:
-    """A pool of connections, each used again as late as possible: none of them idles until the server closes it."""
+    """A pool of so many connections, used in turn: none of them idles until the server closes it."""
 
     def __init__(self, stream: Stream) -> None:
         self._host, _, port = stream.address.rpartition(":")
         self._port = int(port)
         self._body = stream.body
-        self._idle: deque[_Connection] = deque()
+        # As many from the first second as in the last: each costs the server memory, which would look like a leak.
+        self._idle: asyncio.Queue[_Connection | None] = asyncio.Queue()
+        for _ in range(CONNECTIONS):
+            self._idle.put_nowait(None)
 
     async def ask(self) -> str:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                connection = await self._connection()
-                failure = await connection.ask(self._body)
+                connection = await self._idle.get()
+                try:
+                    if connection is None or not connection.open:
+                        connection = await self._connect()
+                    return await connection.ask(self._body)
+                finally:
+                    self._idle.put_nowait(connection)
         except TimeoutError:
             return f"HTTP: no answer within {TIMEOUT_S:g} s"
         except OSError as error:
             return f"HTTP: {type(error).__name__}"
-        self._idle.append(connection)
-        return failure
 
     async def close(self) -> None:
-        for connection in self._idle:
-            connection.abort()
+        while not self._idle.empty():
+            if (connection := self._idle.get_nowait()) is not None:
+                connection.abort()
 
-    async def _connection(self) -> "_Connection":
-        while self._idle:
-            connection = self._idle.popleft()
-            if connection.open:
-                return connection
-        loop = asyncio.get_running_loop()
-        return (await loop.create_connection(_Connection, self._host, self._port))[1]
+    async def _connect(self) -> "_Connection":
+        return (await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port))[1]
 
 
 class _Connection(asyncio.Protocol):
