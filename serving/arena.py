@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import weakref
+from collections import deque
 from typing import Final
 
 import numpy as np
@@ -26,8 +27,8 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE |
 class Arena:
     """Blocks of shared memory, ``capacity_bytes`` at most; pages are taken from the machine as they are first used.
 
-    A block returns to the arena when the last view of it is gone; the one that was used last is used next. Not
-    thread-safe: lives on the data plane's event loop.
+    A block returns to the arena when the last view of it is gone; the one that was used last is used next, and an arena
+    that nobody uses is whole again. Lives on the data plane's event loop; the last view may go in any thread.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -41,7 +42,8 @@ class Arena:
         self._top = 0  # where no block was cut yet
         self._free: dict[int, list[int]] = {}  # offsets by size of block
         self._used: dict[int, weakref.ref[object]] = {}
-        self.used_bytes = 0
+        self._used_bytes = 0
+        self._returned: deque[tuple[int, int]] = deque()  # blocks that are to be taken back; appending is atomic
 
     @property
     def name(self) -> str:
@@ -55,15 +57,22 @@ class Arena:
         """
         if size < SHARE_FROM_BYTES:
             return None
+        self._take_back()
         skip = -lead % _ALIGNMENT
         block = self._take(_block_bytes(size + skip))
         if block is None:
             return None
         offset, block_bytes = block
         view = np.frombuffer(self._memory, np.uint8, size, offset + skip)
-        self._used[offset] = weakref.ref(view, lambda _: self._give_back(offset, block_bytes))
-        self.used_bytes += block_bytes
+        self._used[offset] = weakref.ref(view, lambda _: self._returned.append((offset, block_bytes)))
+        self._used_bytes += block_bytes
         return view.data
+
+    @property
+    def used_bytes(self) -> int:
+        """Of blocks whose views are not all gone."""
+        self._take_back()
+        return self._used_bytes
 
     def locate(self, buffer: Buffer) -> int | None:
         """Where in the arena a buffer lies; None where it does not."""
@@ -84,10 +93,16 @@ class Arena:
         larger = min((size for size, offsets in self._free.items() if offsets and size > block_bytes), default=None)
         return None if larger is None else (self._free[larger].pop(), larger)
 
-    def _give_back(self, offset: int, block_bytes: int) -> None:
-        del self._used[offset]
-        self.used_bytes -= block_bytes
-        self._free.setdefault(block_bytes, []).append(offset)
+    def _take_back(self) -> None:
+        """Take back what was returned."""
+        while self._returned:
+            offset, block_bytes = self._returned.popleft()
+            del self._used[offset]
+            self._used_bytes -= block_bytes
+            self._free.setdefault(block_bytes, []).append(offset)
+            if not self._used:  # or it would stay cut as it was once needed
+                self._free.clear()
+                self._top = 0
 
 
 class Window:

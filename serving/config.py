@@ -33,11 +33,12 @@ class _Section(BaseModel):
 class Limits(_Section):
     """What clients may take of the doors, of HTTP's if nothing else is said; times in seconds.
 
-    ``receiving`` bounds the bodies of 64 KiB and more that all clients of a router send at a time, over gRPC, too, and
-    what they decompress to, until they are answered.
+    ``receiving`` bounds what all clients of a router send at a time, over gRPC, too, and what it decompresses to, until
+    it is answered; and the answers over gRPC that they do not take at once. Over HTTP bodies of 64 KiB and more count,
+    over gRPC all but the first 64 KiB of a connection.
 
     ``head_s`` and ``body_s`` bound how long a request's head and body may take to arrive whole, ``idle_s`` a connection
-    without a request, ``write_s`` a client that does not read its answer.
+    without a request, ``write_s`` a client that takes next to nothing of its answer.
     """
 
     connections: int = Field(default=4096, ge=1)

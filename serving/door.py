@@ -1,12 +1,16 @@
 """A door: a listening socket in an event loop that already runs, and the connections that came through it."""
 
 import asyncio
+import fcntl
 import mmap
 import socket
+import sys
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, Generic, Protocol, TypeVar
+from math import inf
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +21,8 @@ SCRATCH_BYTES: Final = 64 * 1024
 LINGER_S: Final = 2.0  # how long a client that was refused may go on sending before it is cut off
 _REFUSED_FACTOR: Final = 2  # of all connections to those that are served: the rest is refused, with an answer
 _TICK_S: Final = 0.25
+_LEAST_TAKEN_BYTES: Final = 16 * 1024
+_LEAVING_POLL_S: Final = 0.01
 # A client that vanished without a word, with a stream under way, is noticed within two minutes.
 _KEEPALIVE: Final = {
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
@@ -34,8 +40,8 @@ class Limits:
     """What one client may take: sizes in bytes, times in seconds.
 
     ``head_s`` and ``body_s`` bound how long a request line with its headers, and a body, may take to arrive whole,
-    however steadily they trickle; ``idle_s`` bounds a connection without a request, ``write_s`` a client that does not
-    read its answer. Times are kept to a quarter of a second, ``head_bytes`` to what one read brings.
+    however steadily they trickle; ``idle_s`` bounds a connection without a request, ``write_s`` a client that takes
+    next to nothing of its answer. Times are kept to a quarter of a second, ``head_bytes`` to what one read brings.
     """
 
     connections: int = 4096
@@ -52,6 +58,10 @@ class Guest(Protocol):
 
     read_by: float
     written_by: float
+
+    @property
+    def owes(self) -> bool:
+        """Whether an answer, or a part of one, has not left yet."""
 
     def expire(self) -> None:
         """The client took too long."""
@@ -114,8 +124,8 @@ class Door(Generic[GuestT]):
             raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more, let requests under way finish for up to ``grace_s``, then cancel them."""
-        self.stopping = True
+        """Accept no more, let requests under way finish and their answers leave for up to ``grace_s``, then end all."""
+        self.stopping, ends = True, self.loop.time() + grace_s
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
@@ -127,6 +137,8 @@ class Door(Generic[GuestT]):
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=1.0)
         await asyncio.sleep(0)  # what was written in this turn of the loop leaves at its end
+        while self.loop.time() < ends and any(each.owes for each in self.connections):
+            await asyncio.sleep(_LEAVING_POLL_S)
         for connection in list(self.connections):
             connection.abort()
         if self._timer is not None:
@@ -158,6 +170,41 @@ class Door(Generic[GuestT]):
         self.now = now = self.loop.time()
         for connection in [each for each in self.connections if each.read_by < now or each.written_by < now]:
             connection.expire()
+
+
+def bytes_left(transport: Any) -> int:
+    """What was written and has not reached the client's machine: of the kernel's buffers, too, which hold megabytes."""
+    left: int = transport.get_write_buffer_size()
+    try:
+        queued = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError, AttributeError):
+        return left  # the socket is gone
+    return left + int.from_bytes(queued, sys.byteorder)
+
+
+class Patience:
+    """With a client that is slow to take an answer: ``due`` is when it must have taken some more of it."""
+
+    __slots__ = ("_left", "due")
+
+    def __init__(self) -> None:
+        self.due = inf
+        self._left = 0
+
+    def begin(self, due: float, left: int) -> None:
+        """It has until then to take some of the ``left`` bytes."""
+        self.due, self._left = due, left
+
+    def end(self) -> None:
+        """It has taken all."""
+        self.due = inf
+
+    def is_lost(self, left: int, due: float) -> bool:
+        """Whether next to nothing was taken in time; else it has until ``due`` to take some of what is left now."""
+        if left > self._left - _LEAST_TAKEN_BYTES:
+            return True
+        self.begin(due, left)
+        return False
 
 
 def uncleared(size: int, beginning: object = None) -> memoryview:

@@ -185,6 +185,7 @@ class _Infer:
         try:
             while (answer := await answers.get()) is not None:
                 await messages.send(await answer)
+                del answer  # which would keep its bytes until the next request comes
             await reading
         finally:
             reading.cancel()
@@ -200,7 +201,11 @@ class _Infer:
                 if held:
                     answer.add_done_callback(lambda _, held=held: messages.release(held))  # type: ignore[misc]
                 del body
-                await answers.put(answer)
+                try:
+                    await answers.put(answer)
+                except asyncio.CancelledError:
+                    answer.cancel()
+                    raise
         finally:
             await answers.put(None)
 
@@ -211,15 +216,13 @@ class _Infer:
                 decoded = decode_infer(body, patient=False)
             except LongWorkError:
                 decoded = await self._decode(body)
-        except UnderstudyError as error:
-            return encode_streamed_error(error_details(str(error)), client_id=request_id_of(body))
-        try:
             return await self._answered(decoded, call, received)
         except UnderstudyError as error:
-            return encode_streamed_error(error_details(str(error)), client_id=decoded.request.id)
+            return encode_streamed_error(error_details(str(error)), client_id=request_id_of(body))
         except Exception:  # noqa: BLE001 - the transport's edge: one request's surprise stays that request's
-            log_event(logger, _INTERNAL, logging.ERROR, exc_info=True, request_id=decoded.request.request_id)
-            return encode_streamed_error(_INTERNAL, client_id=decoded.request.id)
+            request_id = request_id_of(body)
+            log_event(logger, _INTERNAL, logging.ERROR, exc_info=True, request_id=request_id)
+            return encode_streamed_error(_INTERNAL, client_id=request_id)
 
     async def _decode(self, body: Buffer) -> DecodedInfer:
         """Decode what takes long."""
@@ -298,5 +301,5 @@ def _health_methods(plane: DataPlane) -> dict[str, Method]:
 
     return {
         "Check": _unary("grpc.health.v1.HealthCheckRequest", "grpc.health.v1.HealthCheckResponse", check),
-        "Watch": Method(streaming=watch),
+        "Watch": Method(streaming=watch, takes_one=True),
     }

@@ -52,7 +52,7 @@ class Messages(Protocol):
     """A streaming call's messages, in both directions."""
 
     def __aiter__(self) -> AsyncIterator[tuple[Buffer, int]]:
-        """The client's messages, and how many bytes of each count at the intake until ``release``.
+        """The client's messages, and how many bytes of each count until ``release``.
 
         Raises:
             UnderstudyError: one cannot be decompressed.
@@ -73,11 +73,13 @@ class Messages(Protocol):
 class Method:
     """What answers the calls of one path, in one of two kinds; neither may raise but an ``UnderstudyError``.
 
-    ``unary`` gets the request's message, the call, and when its last byte came, in seconds of ``time.monotonic``.
+    ``unary`` gets the request's message, the call, and when its last byte came, in seconds of ``time.monotonic``. The
+    client of a ``streaming`` method that ``takes_one`` sends one message, too.
     """
 
     unary: "Callable[[Buffer, Call, float], Awaitable[Answer]] | None" = None
     streaming: "Callable[[Messages, Call], Awaitable[Answer]] | None" = None
+    takes_one: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,12 @@ from typing import Any, Final
 from models.tensor import Buffer
 from serving import http2
 from serving.door import LINGER_S, Door, Entry, Limits, uncleared
-from serving.grpc_call import Method, read_call, with_head
+from serving.errors import UnavailableError
+from serving.grpc_call import Method, failed, read_call, with_head
 from serving.grpc_sender import Sender
 from serving.grpc_stream import WINDOW, Stream
 from serving.http2 import ConnectionFault, ErrorCode, HeaderBlocks, StreamFault
-from serving.intake import Intake
+from serving.intake import NO_ROOM, Intake
 from serving.protocol.errors import Code
 
 MAX_MESSAGE_BYTES: Final = 2**31 - 1  # protobuf's own limit
@@ -29,6 +30,7 @@ _MAX_NOISE: Final = 2500  # frames that do no work, of one connection in a tick
 _RESET_NOISE: Final = 9  # a call that is called off costs more than a frame
 _WORK: Final = 10  # frames without work that a call may bring with it
 _PER_FRAME: Final = 2  # and those that a frame of an answer may: updates of both windows
+_STREAMS_PER_NOISE: Final = 16  # which a change of all windows goes through in the time of a frame
 _MAX_CREDIT: Final = 4 * _MAX_NOISE
 _SERVER_SETTINGS: Final = {
     http2.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
@@ -101,6 +103,7 @@ class _Connection(asyncio.BufferedProtocol):
         "intake",
         "max_message_bytes",
         "read_by",
+        "uncounted",
         "written_by",
     )
 
@@ -128,6 +131,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._block_stream = self._block_flags = 0
         self._blocks = HeaderBlocks(lambda fields: read_call(fields, server.methods), server.limits.head_bytes)
         self.intake, self.max_message_bytes, self.allocate = server.intake, server.max_message_bytes, server.allocate
+        self.uncounted = 0
         self._credit = http2.MAX_WINDOW  # what the client may send; its streams and the intake bound it more closely
         self._initial_window = http2.DEFAULT_WINDOW  # of the client's streams
         self._noise, self._calm = 0, 0.0
@@ -160,6 +164,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The client sends no more: it may still wait for its answers."""
+        self._sender.flush()  # of calls that are over, and keep the connection open no longer
         self._closing = self._eof = True
         for stream in list(self._streams.values()):
             if not stream.ended:
@@ -199,10 +204,13 @@ class _Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         """The client has caught up."""
-        self._sender.clogged_by = inf
-        self._pump_all()
-        if self._sender.clogged_by == inf:
+        self._sender.unclog()
+        self._pump_ready()
+        if not self._sender.clogged:
             self._transport.resume_reading()
+            for stream in self._streams.values():
+                if stream.exchange is not None:
+                    stream.exchange.let_out()
         self._mind()
 
     # -- frames ------------------------------------------------------------------------------------------------------
@@ -347,11 +355,13 @@ class _Connection(asyncio.BufferedProtocol):
                     if stream.window > http2.MAX_WINDOW:
                         raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
                 self._initial_window = value
+                self._sender.windows_changed()
+                self._make_noise(len(self._streams) // _STREAMS_PER_NOISE)
             else:
                 self._sender.set(name, value)
         self._settled = True
         self._sender.write(http2.frame(http2.SETTINGS, http2.ACK, 0))
-        self._pump_all()
+        self._pump_ready()
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         if not stream_id:
@@ -359,7 +369,7 @@ class _Connection(asyncio.BufferedProtocol):
             if not increment or self._sender.window > http2.MAX_WINDOW:
                 code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
                 raise ConnectionFault(code, f"the connection's window cannot grow by {increment}")
-            self._pump_all()
+            self._pump_ready()
             return
         stream = self._known(stream_id)
         if stream is None:
@@ -526,17 +536,23 @@ class _Connection(asyncio.BufferedProtocol):
         """Send a unary call's answer."""
         if self._sender.whole(stream, body, trailers):
             self.forget(stream)
-        else:
-            self._sender.message(stream, body)
+        elif self._sender.message(stream, body):
             self.end(stream, trailers)
+        else:
+            self.end(stream, failed(UnavailableError(NO_ROOM)).trailers())
 
     def clear_to_send(self, stream: Stream) -> bool:
         """Whether all that was sent is out."""
         return self._sender.clear(stream)
 
     def send(self, stream: Stream, message: Buffer) -> None:
-        """Send a message."""
-        self._sender.message(stream, message)
+        """Send a message.
+
+        Raises:
+            UnavailableError: the client does not take it, and there is no room for it to wait.
+        """
+        if not self._sender.message(stream, message):
+            raise UnavailableError(NO_ROOM)
         self._pump(stream)
 
     def end(self, stream: Stream, trailers: bytes) -> None:
@@ -553,12 +569,9 @@ class _Connection(asyncio.BufferedProtocol):
         elif stream.outbox is not None:
             self._mind()
 
-    def _pump_all(self) -> None:
-        for stream in self._sender.waiting():
+    def _pump_ready(self) -> None:
+        while (stream := self._sender.next_ready()) is not None:
             self._pump(stream)
-        for stream in self._streams.values():
-            if stream.exchange is not None:
-                stream.exchange.let_out()
 
     def forget(self, stream: Stream) -> None:
         """The call is over: what the client might still send of it is not wanted."""
@@ -598,13 +611,21 @@ class _Connection(asyncio.BufferedProtocol):
         self.read_by = min(message_by, self._whole_by, inf if self._streams else self._idle_by)
         self.written_by = self._sender.due()
 
+    @property
+    def owes(self) -> bool:
+        """Whether an answer, or a part of one, has not left yet."""
+        return self._sender.owes
+
     def expire(self) -> None:
         """The client took too long."""
         now = self._server.now
-        if self._over or self._sender.clogged_by < now:
+        if self._sender.is_lost():
             self.abort()
             return
-        for stream in [each for each in self._sender.waiting() if each.written_by < now]:
+        if self._over:
+            self._linger()
+            return
+        for stream in self._sender.late():
             self._reset(stream, ErrorCode.CANCEL)
         for stream in [each for each in self._receiving.values() if each.read_by < now]:
             stream.refuse(Code.DEADLINE_EXCEEDED, "the message did not arrive in time")
@@ -632,7 +653,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _end(self, code: ErrorCode, reason: str) -> None:
         """Say why, and end the connection."""
-        if self._transport.is_closing():
+        if self._over or self._transport.is_closing():
             return
         self._goaway = False
         self._closing = self._over = True
@@ -645,9 +666,19 @@ class _Connection(asyncio.BufferedProtocol):
         """Let what was written leave: a reset, for what the client still sends, could overtake it."""
         self._closing = self._over = True
         self._sender.flush()
+        self._sender.be_patient()
+        self.written_by = self._sender.due()
         if self._eof:
+            self.read_by = inf
             self._transport.close()
             return
         self.read_by = self._server.now + LINGER_S
         with contextlib.suppress(OSError):  # it is gone already
             self._transport.write_eof()
+
+    def _linger(self) -> None:
+        """The last word is said; it may still be on its way, and the client has a moment to close after it."""
+        if self._sender.owes:
+            self.read_by, self.written_by = self._server.now + LINGER_S, self._sender.due()
+        else:
+            self.abort()

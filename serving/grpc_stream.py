@@ -12,11 +12,13 @@ from typing import Any, Final, Protocol
 
 from models.errors import UnderstudyError
 from models.tensor import Buffer
+from serving.door import Patience
 from serving.errors import UnavailableError
 from serving.grpc_call import IDENTITY, PREFIX, PREFIX_BYTES, Answer, Call, Messages, failed
 from serving.intake import COUNT_FROM_BYTES, NO_ROOM, Intake
 from serving.protocol.errors import Code
 
+_NO_HURRY: Final = Patience()  # of the many streams whose answers never wait
 WINDOW: Final = 4 * 1024 * 1024  # of what a client may send ahead; a larger message gets what it lacks by its size
 
 
@@ -25,6 +27,7 @@ class Carrier(Protocol):
 
     intake: Intake
     max_message_bytes: int
+    uncounted: int  # bytes of its small messages that the intake does not know of
 
     def allocate(self, size: int, early: memoryview) -> memoryview:
         """The buffer for a message of a size whose first bytes have come."""
@@ -54,7 +57,11 @@ class Carrier(Protocol):
         """Whether all that was sent is out."""
 
     def send(self, stream: "Stream", message: Buffer) -> None:
-        """Send a message."""
+        """Send a message.
+
+        Raises:
+            UnavailableError: the client does not take it, and there is no room for it to wait.
+        """
 
     def end(self, stream: "Stream", trailers: bytes) -> None:
         """End the call with these fields, after what was sent."""
@@ -66,8 +73,9 @@ class Carrier(Protocol):
 class Stream:
     """A call. ``window`` is what the client takes of its answer at present, ``credit`` what it may still send.
 
-    The carrier's own: ``read_by`` and ``written_by`` say when the client's next bytes, and its taking of the answer,
-    are due; ``outbox`` holds what its windows do not let out yet, and ``trailers`` follow it.
+    The carrier's own: ``read_by`` and ``patience`` say when the client's next bytes, and its taking of the answer, are
+    due; ``outbox`` holds what its windows do not let out yet, of which ``waiting`` bytes count at the intake, and
+    ``trailers`` follow it.
     """
 
     __slots__ = (
@@ -78,9 +86,11 @@ class Stream:
         "_filled",
         "_held",
         "_message",
+        "_messages",
         "_prefix",
         "_running",
         "_task",
+        "_uncounted",
         "answered",
         "call",
         "credit",
@@ -89,11 +99,12 @@ class Stream:
         "id",
         "open",
         "outbox",
+        "patience",
         "read_by",
         "started",
         "trailers",
+        "waiting",
         "window",
-        "written_by",
     )
 
     def __init__(self, stream_id: int, call: Call, carrier: Carrier, window: int) -> None:
@@ -106,15 +117,19 @@ class Stream:
         self.exchange: Exchange | None = None  # of a streaming call
         self.outbox: deque[memoryview] | None = None
         self.trailers = b""
-        self.read_by = self.written_by = inf
+        self.waiting = 0
+        self.read_by = inf
+        self.patience = _NO_HURRY
         self._carrier = carrier
         self._prefix = b""  # of the next message, where it came in pieces
         self._compressed = False
         self._message: memoryview | None = None  # that is being received
         self._filled = 0
-        self._counted = 0  # of that, what counts at the intake
+        self._counted = 0  # of that, what counts
+        self._messages = 0  # how many have begun
         self._body: Buffer | None = None  # of a unary call
         self._held = 0  # bytes that count at the intake
+        self._uncounted = 0  # bytes that count with the carrier alone
         self._task: asyncio.Task[None] | None = None
         self._running = False  # the task has begun
 
@@ -166,6 +181,8 @@ class Stream:
             if not self._permits(flag, size):
                 return
             if len(data) >= size:
+                if not self._count(size):
+                    return
                 self._complete(bytes(data[:size]))
                 data = data[size:]
             else:
@@ -194,12 +211,18 @@ class Stream:
             self.refuse(Code.RESOURCE_EXHAUSTED, f"a message of {size} bytes is over the limit of {most}")
         elif flag > 1 or (flag and self.call.encoding == IDENTITY):
             self.refuse(Code.INTERNAL, "a message is marked as compressed, but 'grpc-encoding' names no way")
+        elif self._messages and (self.exchange is None or self.call.method.takes_one):
+            self.refuse(Code.UNIMPLEMENTED, "the method takes one message, but more came")
         else:
             self._compressed = bool(flag)
+            self._messages += 1
         return not self.answered
 
     def _begin_message(self, size: int, early: memoryview, announced: int) -> None:
-        if size >= COUNT_FROM_BYTES and not self._carrier.intake.has_room(size, held=self._held):
+        if size < COUNT_FROM_BYTES:
+            if not self._count(size):
+                return
+        elif not self._carrier.intake.has_room(size, held=self._held):
             self.refuse(Code.UNAVAILABLE, NO_ROOM)
             return
         try:
@@ -211,6 +234,18 @@ class Stream:
         self._carrier.await_bytes(self)
         if (lacking := size - len(early) - announced - self.credit) > 0:
             self._carrier.grant(self, lacking)
+
+    def _count(self, size: int) -> bool:
+        """Whether there is room for a small message; the call is refused where there is none."""
+        carrier = self._carrier
+        if carrier.uncounted + size <= COUNT_FROM_BYTES:
+            carrier.uncounted += size
+            self._uncounted += size
+            self._counted += size
+        elif not self._admit(size):
+            self.refuse(Code.UNAVAILABLE, NO_ROOM)
+            return False
+        return True
 
     def _admit(self, size: int) -> bool:
         """Whether there is room for as many bytes more, which have come."""
@@ -226,19 +261,20 @@ class Stream:
             self._carrier.await_none(self)
             self.exchange.put(message, self._compressed, self._counted)
             self._counted = 0
-        elif self._body is None:
-            self._body = message
         else:
-            self.refuse(Code.UNIMPLEMENTED, "the method takes one message, but more came")
+            self._body = message
 
     def release(self, size: int) -> None:
-        """Memory that counted at the intake was let go; at the call's end, all of it is."""
-        size = min(size, self._held)
-        self._held -= size
-        self._carrier.intake.release(size)
+        """Memory that counted was let go; at the call's end, all of it is."""
+        held = min(size, self._held)
+        uncounted = min(size - held, self._uncounted)
+        self._held -= held
+        self._uncounted -= uncounted
+        self._carrier.intake.release(held)
+        self._carrier.uncounted -= uncounted
 
     async def inflate(self, message: Buffer) -> tuple[bytes, int]:
-        """A compressed message as it was, and how much of it counts at the intake until ``release``.
+        """A compressed message as it was, and how much of it counts until ``release``.
 
         Raises:
             UnderstudyError: it cannot be decompressed, or is too large.
@@ -294,7 +330,7 @@ class Stream:
         if self._task is not None:
             self._carrier.ended(self._task)
             self._task = None
-        self.release(self._held)
+        self.release(self._held + self._uncounted)
 
     def refuse(self, code: Code, text: str) -> None:
         """End a call that the client does not conduct as it must."""
@@ -308,7 +344,8 @@ class Stream:
         self.open, self.outbox = False, None
         self.let_go()
         if self.exchange is not None:
-            self.exchange.wake()
+            self.exchange.close()
+            self.exchange = None  # which refers to this
         if self._task is not None:
             self._task.cancel()
         if not self._running:  # else it lets go of what it holds itself, at its end
@@ -328,7 +365,7 @@ class Exchange:
         self._change, self._room = asyncio.Event(), asyncio.Event()
 
     def put(self, message: Buffer, compressed: bool, held: int) -> None:
-        """A message has come; ``held`` of its bytes count at the intake."""
+        """A message has come; ``held`` of its bytes count."""
         self._incoming.append((message, compressed, held))
         self._change.set()
 
@@ -336,6 +373,11 @@ class Exchange:
         """The client sends no more, or takes no more."""
         self._change.set()
         self._room.set()
+
+    def close(self) -> None:
+        """The call is over: keep no message."""
+        self._incoming.clear()
+        self.wake()
 
     def let_out(self) -> None:
         """What was sent is on its way."""
@@ -352,6 +394,7 @@ class Exchange:
                     message, more = await stream.inflate(message)
                     held += more
                 yield message, held
+                del message  # which would be kept until the next one comes
             if stream.ended or not stream.open:
                 return
             self._change.clear()

@@ -17,7 +17,7 @@ from typing import Any, Final
 import httptools
 
 from models.tensor import Buffer
-from serving.door import LINGER_S, SCRATCH_BYTES, Door, Entry, Limits, uncleared
+from serving.door import LINGER_S, SCRATCH_BYTES, Door, Entry, Limits, Patience, bytes_left, uncleared
 from serving.intake import COUNT_FROM_BYTES, NO_ROOM, Intake
 from serving.protocol.errors import error_body
 
@@ -105,7 +105,9 @@ class _Connection(asyncio.BufferedProtocol):
         "_in_head",
         "_left",
         "_lingering",
+        "_owes_continue",
         "_parser",
+        "_patience",
         "_reading",
         "_received",
         "_refusal",
@@ -126,6 +128,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._waiting: deque[tuple[HttpRequest, Reply | None]] = deque()  # with the answer that is known already
         self._task: asyncio.Task[None] | None = None
         self._writable: asyncio.Event | None = None  # set and cleared only for a client that is slow to read
+        self._patience = Patience()
         self._entry = Entry.TURNED_AWAY
         self._reading = True
         self._lingering = False  # the last answer is known: what still comes is dropped
@@ -198,7 +201,7 @@ class _Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The client is slow to read."""
         self._writable = asyncio.Event()
-        self.written_by = self._server.now + self._server.limits.write_s
+        self._give_time(self._server.limits.write_s)
 
     def resume_writing(self) -> None:
         """The client has caught up."""
@@ -225,6 +228,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._early: bytes | bytearray = b""  # of the body, what the parser saw
         self._received = 0
         self._expected = 0
+        self._owes_continue = False
         self._refusal: Reply | None = None
 
     def on_message_begin(self) -> None:
@@ -259,7 +263,10 @@ class _Connection(asyncio.BufferedProtocol):
             elif self._refusal is None and not self._has_room(self._expected):
                 self._refusal = self._too_much()
         if b"expect" in headers and self._refusal is None and self._continues():
-            self._transport.write(_CONTINUE)
+            if self._task is None:
+                self._transport.write(_CONTINUE)
+            else:
+                self._owes_continue = True  # after the answers to the requests before it
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body: of a chunked one, or what came with the head."""
@@ -396,9 +403,12 @@ class _Connection(asyncio.BufferedProtocol):
         if self._task is None:
             self._task = task = self._server.loop.create_task(self._answer_all())
             self._server.tasks.add(task)
-        elif self._reading and (len(self._waiting) >= _MAX_WAITING or len(body) > SCRATCH_BYTES):
+        elif self._reading and (len(self._waiting) >= _MAX_WAITING or self._waiting_bytes() > SCRATCH_BYTES):
             self._reading = False
             self._transport.pause_reading()
+
+    def _waiting_bytes(self) -> int:
+        return sum(len(request.body) for request, _ in self._waiting)
 
     async def _answer_all(self) -> None:
         """Answer what waits, in order."""
@@ -437,6 +447,10 @@ class _Connection(asyncio.BufferedProtocol):
             return
         if not self._begun:
             self.read_by = server.now + server.limits.idle_s
+        elif self._owes_continue:
+            self._owes_continue = False
+            self._transport.write(_CONTINUE)
+            self.read_by = server.now + server.limits.body_s
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
@@ -468,13 +482,22 @@ class _Connection(asyncio.BufferedProtocol):
         """Write what is left and end; where the client may still be sending, a reset could overtake its answer."""
         self._closing = True
         self.read_by = inf
-        limits, now = self._server.limits, self._server.now
         if self._lingering and not self._eof:
-            self.written_by = now + LINGER_S
+            self._give_time(LINGER_S)
             self._transport.write_eof()
         else:
-            self.written_by = now + limits.write_s
+            self._give_time(self._server.limits.write_s)
             self._transport.close()
+
+    def _give_time(self, seconds: float) -> None:
+        """What is written has so long to leave, or a good part of it."""
+        self.written_by = self._server.now + seconds
+        self._patience.begin(self.written_by, bytes_left(self._transport))
+
+    @property
+    def owes(self) -> bool:
+        """Whether an answer, or a part of one, has not left yet."""
+        return self._task is not None or bool(self._transport.get_write_buffer_size())
 
     def close_if_idle(self) -> None:
         """The server stops: a connection without a request that came whole ends now, another with its answer."""
@@ -488,10 +511,16 @@ class _Connection(asyncio.BufferedProtocol):
 
     def expire(self) -> None:
         """The client took too long."""
+        now = self._server.now
+        if self.written_by < now:
+            if self._patience.is_lost(bytes_left(self._transport), now + self._server.limits.write_s):
+                self.abort()
+                return
+            self.written_by = self._patience.due
+        if self.read_by >= now:
+            return
         self.read_by = inf
-        if self.written_by < self._server.now:
-            self.abort()
-        elif not self._begun:
+        if not self._begun:
             self._close()
         elif self._reading:
             self._refuse(408, "the request did not arrive in time")

@@ -240,6 +240,7 @@ class Router:
         pool = self._pools.get((request.model, version)) or self._pools.get((request.model, route.baseline))
         batched = pool is None or pool.batched
         first = next(iter(request.inputs.values()))
+        most_s = self._config.server.deadline_s
         return Job(
             request=request,
             version=version,
@@ -251,7 +252,7 @@ class Router:
             nbytes=sum(len(each.data) for each in request.inputs.values()),
             future=self._loop.create_future(),
             arrived=now,
-            deadline=now + min(request.timeout_s or self._config.server.deadline_s, self._config.server.deadline_s),
+            deadline=now + (most_s if request.timeout_s is None else min(request.timeout_s, most_s)),
             deployment_id=route.deployment_id,
         )
 

@@ -23,7 +23,7 @@ import uvloop
 from benchmarks.errors import BenchmarkError
 from benchmarks.soak.callers import TIMEOUT_S, Caller, Stream, caller
 
-MOST_IN_FLIGHT: Final = 2048
+MOST_IN_FLIGHT: Final = 8192
 NOT_SENT: Final = f"not sent: {MOST_IN_FLIGHT} in flight"
 _TICK_S: Final = 0.001
 _CYCLE: Final = 1000  # requests after which the order of the streams comes again

@@ -1,8 +1,10 @@
 """Memory that a router writes and replicas read."""
 
 import itertools
+import queue
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -166,3 +168,35 @@ def test_memory_that_is_not_there_is_refused_at_any_size() -> None:
     for size in (1 << 46, 1 << 62):
         with pytest.raises(MemoryError):
             uncleared(size)
+
+
+def test_an_arena_that_nobody_uses_is_whole_again() -> None:
+    arena = Arena(MEBIBYTE)
+    small = [arena.allocate(SHARE_FROM_BYTES) for _ in range(16)]
+    assert None not in small
+    assert arena.allocate(MEBIBYTE // 2) is None
+    del small
+    assert arena.used_bytes == 0
+    assert arena.allocate(MEBIBYTE) is not None
+
+
+def test_the_last_view_of_a_block_may_go_in_any_thread() -> None:
+    arena = Arena(64 * MEBIBYTE)
+    views: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+
+    def drop() -> None:
+        while (view := views.get()) is not None:
+            del view
+
+    dropping = [threading.Thread(target=drop) for _ in range(3)]
+    for thread in dropping:
+        thread.start()
+    sizes = itertools.cycle((SHARE_FROM_BYTES, 100_000, 700_000))
+    for _ in range(3000):
+        views.put(arena.allocate(next(sizes)) or memoryview(b""))
+        assert 0 <= arena.used_bytes <= 64 * MEBIBYTE
+    for _ in dropping:
+        views.put(None)
+    for thread in dropping:
+        thread.join()
+    assert arena.used_bytes == 0

@@ -194,6 +194,19 @@ def test_a_client_that_sends_far_ahead_is_not_read_meanwhile(talker: Talker) -> 
         talker.let_go()
 
 
+def test_a_body_that_is_waited_for_is_asked_for_after_the_answers_before_it(talker: Talker, client: Client) -> None:
+    client.send(get(b"/wait") + b"POST /b HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+    time.sleep(0.05)
+    talker.let_go()
+    said = b""
+    while b"100 Continue" not in said:
+        said += client.socket.recv(1 << 16)
+    assert said.startswith(b"HTTP/1.1 200")
+    assert said.endswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+    client.send(b"abc")
+    assert client.answer().status == 200
+
+
 def test_an_error_does_not_overtake_the_answers_before_it(talker: Talker, client: Client) -> None:
     client.send(get(b"/wait") + get(b"/next") + b"nonsense\r\n\r\n")
     client.half_close()
