@@ -13,6 +13,7 @@ from typing import Final
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _GIVE_BACK_EVERY_S: Final = 30.0
+_LARGE_BYTES: Final = 1 << 20
 
 
 class _SchedParam(ctypes.Structure):
@@ -57,15 +58,19 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory(every_s: float = _GIVE_BACK_EVERY_S) -> None:
-    """From now on return what was freed to the operating system now and then, in a daemon thread.
+    """From now on return what was freed to the operating system: large blocks at once, the rest now and then.
 
     malloc itself does so at the top of its heaps only. Below, what a burst freed stays, and the heap of each of Ray's
-    threads grows for hours by the holes between what lives on, though no more is in use.
+    threads grows for hours by the holes between what lives on, though no more is in use. And it would keep all the
+    larger blocks, the larger one that was freed: Python's table of interned strings, megabytes that are copied whenever
+    they are full, would lie in a heap twice.
     """
+    libc = ctypes.CDLL(None)
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        trim, mallopt = libc.malloc_trim, libc.mallopt
     except AttributeError:
         return  # another C library than glibc
+    mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
     trim.argtypes = (ctypes.c_size_t,)
     threading.Thread(target=_give_back, args=(trim, every_s), name="give-back", daemon=True).start()
 
