@@ -44,10 +44,13 @@ class Job:
     future: "asyncio.Future[InferResponse]"
     arrived: float
     deadline: float
+    hurried: bool = False  # the client itself wants its answer by the deadline
     deployment_id: str | None = None  # of the rollout that was routed when it arrived
     batch_id: int = 0  # of the batch whose answer counts; that of an earlier one comes too late
     losses: int = 0  # how often its replica died while running it
     failed: bool = False  # the candidate failed it, and the baseline has it now
+    admitted: bool = False  # it has found room in a queue
+    adopted: bool = False  # it is in a queue that need not find room for it
     refusal: str = ""  # why the candidate rejected its input: counted as a failure once the baseline has taken it
 
     @property
@@ -154,7 +157,8 @@ class Pool:
         Raises:
             UnavailableError: the queue is full.
         """
-        if job.failed:
+        if job.admitted:
+            job.adopted = True
             self._adopted_items += job.rows
         else:
             self._admit(job)
@@ -169,6 +173,7 @@ class Pool:
         if self._queued_bytes and self._queued_bytes + job.nbytes > most_bytes:
             raise UnavailableError(f"model {self.spec.name}: queue full ({most_bytes} bytes)")
         self._queued_bytes += job.nbytes
+        job.admitted = True
 
     def retry(self, batch: Batch) -> None:
         """Queue a batch again, ahead of all others and as it is."""
@@ -296,15 +301,15 @@ class Pool:
 
     def _leave(self, job: Job) -> None:
         self.queued_items -= job.rows
-        if job.failed:
+        if job.adopted:
             self._adopted_items -= job.rows
         else:
             self._queued_bytes -= job.nbytes
 
     def _recount(self) -> None:
         self.queued_items = sum(job.rows for job in self._queue)
-        self._adopted_items = sum(job.rows for job in self._queue if job.failed)
-        self._queued_bytes = sum(job.nbytes for job in self._queue if not job.failed)
+        self._adopted_items = sum(job.rows for job in self._queue if job.adopted)
+        self._queued_bytes = sum(job.nbytes for job in self._queue if not job.adopted)
 
 
 def _given(link: Link) -> float:

@@ -155,6 +155,8 @@ def _runs(pid: int) -> bool:
     """Whether the kernel would let a process run."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    except OSError:
+        return True  # no descriptor is left to ask with: that says nothing of the replica
     return stat[stat.rindex(")") + 2] not in _NOT_RUNNING

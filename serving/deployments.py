@@ -156,7 +156,6 @@ class ServeHost:
         name = app_name(model, version, priority)
         if name in self._asked or any(each.name == name for each in _statuses()):
             return
-        self._asked.add(name)
         replicas = self._place.config.models[model].replicas
         deployment = serve.deployment(
             name="model",
@@ -166,6 +165,7 @@ class ServeHost:
             **_LIFECYCLE | {"graceful_shutdown_timeout_s": DRAIN_S + 1},
         )(ModelReplica)
         _deploy(name, deployment.bind(self._place, model, version, priority))
+        self._asked.add(name)
 
     def _number(self, model: str, version: int, priority: Priority) -> dict[str, Any]:
         """How many replicas. In shadow it stays fixed: there is no client whose queue could tell."""

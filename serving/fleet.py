@@ -61,17 +61,28 @@ class Fleet:
         return pool
 
     def scan(self) -> None:
-        """Meet new replicas, and let go of those that withdrew."""
-        announced = self._directory.replicas()
-        for replica_id, replica in announced.items():
-            if replica_id not in self._links and replica.model in self._config.models:
-                self._meet(replica)
+        """Meet new replicas, and let go of those that withdrew; whatever the machine lacks now, it may have later."""
+        try:
+            announced = self._directory.replicas()
+            for replica_id, replica in announced.items():
+                if replica_id in self._links:
+                    self._links[replica_id].leaving = False
+                elif replica.model in self._config.models:
+                    self._meet(replica)
+        except OSError as error:
+            log_event(_log, "replicas_not_found", level=logging.ERROR, error=str(error))
+            return
         for replica_id in [known for known in self._links if known not in announced]:
             link = self._links[replica_id]
             link.leaving = True
             self._on_leaving(self.pool_of(link.replica))
             if not link.inflight:
                 self._drop(link)
+        for key in [key for key, pool in self.pools.items() if self._is_over(key, pool)]:
+            del self.pools[key]
+
+    def _is_over(self, key: tuple[str, int], pool: Pool) -> bool:
+        return not pool.links and not pool.waiting and not self._is_baseline(*key)
 
     def note_live(self) -> None:
         """Bring ``live`` up to date: every request asks for it, while replicas seldom come and go."""
@@ -104,13 +115,10 @@ class Fleet:
     def _drop(self, link: Link) -> None:
         link.close()
         self._links.pop(link.replica.id, None)
-        key = (link.replica.model, link.replica.version)
-        pool = self.pools[key]
+        pool = self.pool_of(link.replica)
         if link in pool.links:
             pool.links.remove(link)
             self.note_live()
-        if not pool.links and not pool.waiting and not self._is_baseline(*key):
-            del self.pools[key]
 
     def _on_down(self, link: Link) -> None:
         replica = link.replica

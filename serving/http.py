@@ -190,7 +190,7 @@ class HttpApp:
                 if (await self._object(call, "load")).get("parameters"):
                     raise UnsupportedError("load takes no parameters here: rollouts load and unload versions")
                 self._plane.load(model)
-                return _json({})
+                return Reply(b"")
             case ["models", model, "unload"]:
                 _expect(call, "POST")
                 self._plane.unload(model)

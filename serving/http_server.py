@@ -243,7 +243,7 @@ class _Connection(asyncio.BufferedProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; those that follow a chunked body are not for us."""
         if self._in_head:
-            self._headers[name.lower()] = value
+            self._headers[name.lower()] = value.rstrip(b" \t")
 
     def on_headers_complete(self) -> None:
         """The body follows, if there is one."""

@@ -32,6 +32,7 @@ class Mirrored:
     items: int
     nbytes: int
     offered: float
+    lane: "MirrorLane | None" = None  # that has queued it
 
 
 class MirrorLane:
@@ -74,6 +75,7 @@ class MirrorLane:
         ):
             self.shed(mirrored)
             return False
+        mirrored.lane = self
         self._queue.append(mirrored)
         self._items += mirrored.items
         self._bytes += mirrored.nbytes

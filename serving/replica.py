@@ -154,19 +154,22 @@ class Worker:
         reception.reply(peer, reply)
 
     def _process(self, header: BatchHeader, frames: Sequence[Buffer], window: Window | None) -> list[Buffer]:
-        started = time.perf_counter_ns()
+        started = preparing = computing = time.perf_counter_ns()
         batched = self._spec.max_batch_size > 0
-        inputs = _stack(header, frames, window, batched=batched)
-        if header.measure:
-            self._meter.reset()
-        preparing = time.perf_counter_ns()
-        prepared = self._prepare(inputs, header.rows)
-        computing = time.perf_counter_ns()
-        runs = self._run(prepared.inputs, prepared.rows) if prepared.rows else []
+        try:
+            inputs = _stack(header, frames, window, batched=batched)
+            if header.measure:
+                self._meter.reset()
+            preparing = computing = time.perf_counter_ns()
+            prepared = self._prepare(inputs, header.rows)
+            computing = time.perf_counter_ns()
+            runs = self._run(prepared.inputs, prepared.rows) if prepared.rows else []
+            if prepared.failures:
+                runs = _with_failures(runs, prepared)
+        except MemoryError as error:  # no room to put the batch together: the replica goes on
+            runs = [_Run(len(header.rows), kind="error", error=_reason(error))]
         done = time.perf_counter_ns()
         peak = self._meter.peak_bytes() if header.measure else None
-        if prepared.failures:
-            runs = _with_failures(runs, prepared)
         segments, buffers = self._segments(runs, batched=batched)
         reply = ReplyHeader(
             id=header.id,
@@ -188,7 +191,7 @@ class Worker:
             check_outputs(self._spec, outputs, sum(rows))
             return [_Run(len(rows), outputs)]
         except MalformedOutputError as error:
-            return [_Run(len(rows), kind="malformed", error=str(error))]
+            return [_Run(len(rows), kind="malformed", error=_line(str(error)))]
         except (BackendError, MemoryError) as error:
             if len(rows) == 1:
                 return [_Run(1, kind="error", error=_reason(error))]
@@ -248,8 +251,13 @@ def _open(arena: str) -> Window | None:
 
 def _reason(error: BaseException) -> str:
     """An error as one line, fit for a client."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    text = _line(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _line(text: str) -> str:
+    """A text's first line, without what UTF-8 cannot hold."""
+    return next(iter(text.strip().splitlines()), "").encode(errors="backslashreplace").decode()
 
 
 def _with_failures(runs: Sequence[_Run], prepared: Prepared) -> list[_Run]:
@@ -271,7 +279,7 @@ def _one_by_one(runs: Sequence[_Run], rows: Sequence[int]) -> Iterator[_Run]:
 
 def _unprepared(error: Exception) -> _Run:
     if isinstance(error, RejectedInputError):
-        return _Run(1, kind="rejected", error=str(error).partition("\n")[0])
+        return _Run(1, kind="rejected", error=_line(str(error)))
     return _Run(1, kind="error", error=_reason(error))
 
 

@@ -253,6 +253,7 @@ class Router:
             future=self._loop.create_future(),
             arrived=now,
             deadline=now + (most_s if request.timeout_s is None else min(request.timeout_s, most_s)),
+            hurried=request.timeout_s is not None and request.timeout_s < most_s,
             deployment_id=route.deployment_id,
         )
 
@@ -419,7 +420,7 @@ class Router:
 
     def _mirrored(self, origin: Mirrored, replica: Replica, header: ReplyHeader, results: list[Result]) -> None:
         lane = self._lanes.get(replica.model)
-        if lane is not None and lane.deployment_id == origin.pair.deployment_id:
+        if lane is not None and lane is origin.lane:  # and not one that was opened again for the same rollout
             lane.settle(origin, self._outcome(replica.model, header, results))
 
     def _outcome(self, model: str, header: ReplyHeader, results: list[Result]) -> Outcome:
@@ -444,8 +445,8 @@ class Router:
     # -- the mirror ----------------------------------------------------------------------------------------------------
 
     def _pump_mirror(self) -> None:
-        """Send mirrored batches to idle replicas, unless a client's request waits anywhere."""
-        if any(pool.waiting for pool in self._pools.values()):
+        """Send mirrored batches to idle replicas, unless a client's request waits that any replica could take."""
+        if any(pool.waiting and pool.usable for pool in self._pools.values()):
             return
         for model, lane in self._lanes.items():
             while lane.head is not None:
@@ -490,7 +491,7 @@ class Router:
         """
         if batch.origin is not None:
             lane = self._lanes.get(pool.spec.name)
-            if lane is not None and lane.deployment_id == batch.origin.pair.deployment_id:
+            if lane is not None and lane is batch.origin.lane:
                 lane.fail(batch.origin, status, why)
             return
         again = []
@@ -540,7 +541,7 @@ class Router:
             for batch in list(link.inflight.values()):
                 self._expire_batch(pool, link, batch, now)
         for job in pool.expire(lambda job: now >= self._due(job)):
-            self._late(job)
+            self._late(job, queued=True)
 
     def _due(self, job: Job) -> float:
         """When a request is given up: at its deadline, or halfway while the candidate has it."""
@@ -548,12 +549,14 @@ class Router:
             return (job.arrived + job.deadline) / 2
         return job.deadline
 
-    def _late(self, job: Job) -> None:
+    def _late(self, job: Job, *, queued: bool = False) -> None:
         if job.protected:
             # A client in a hurry proves nothing: the candidate had its time when it had that of the latency target.
             target_s = self._route(job.request.model).limits.latency_target_ms / 1000
             fair = time.monotonic() - job.arrived >= target_s
             self._fall_back(job, Status.TIMEOUT, "no answer in time", counted=fair)
+        elif queued and not job.hurried:
+            _fail(job, UnavailableError(f"model {job.request.model!r}: no replica was free within the deadline"))
         else:
             _fail(job, DeadlineError(f"model {job.request.model!r}: no answer within the deadline"))
 
@@ -562,7 +565,7 @@ class Router:
             for job in batch.jobs:
                 if not job.abandoned and now >= self._due(job):
                     self._late(job)
-        if now - batch.sent < self._patience(pool, batch):
+        if now - batch.sent < self._patience(pool, batch) or batch.id not in link.inflight:
             return
         link.abandon(batch.id)
         self._lost(pool, batch, "no answer in time", Status.TIMEOUT, ran=True)
@@ -578,7 +581,7 @@ class Router:
             # The baseline's clients must not lose their replica to a mirror that is in a hurry.
             on_baseline = batch.origin.pair.primary is Arm.CANDIDATE
             return max(patience_s, pool.batching.timeout_s) if on_baseline else patience_s
-        if any(job.arm is Arm.CANDIDATE and not job.pinned for job in batch.jobs):
+        if any(job.version == pool.spec.version and job.arm is Arm.CANDIDATE and not job.pinned for job in batch.jobs):
             return min(pool.batching.timeout_s, self._config.server.deadline_s / 2)
         return pool.batching.timeout_s
 

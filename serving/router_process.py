@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
@@ -41,11 +42,15 @@ class RouterProcess:
         ours, theirs = socket.socketpair()
         self._connection = Connection(ours.detach())
         self._lock = threading.Lock()
+        self._asked = 0
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "serving.router_process", str(theirs.fileno())], pass_fds=[theirs.fileno()]
             )
-        failure = self._ask(pickle.dumps(place), _START_S)
+        try:
+            failure = self._ask(pickle.dumps(place), _START_S)
+        except (OSError, EOFError) as error:
+            failure = str(error) or "the router's process ended"
         if failure:
             self._process.kill()
             raise LaunchError(str(failure))
@@ -81,10 +86,14 @@ class RouterProcess:
 
     def _ask(self, message: Any, timeout_s: float) -> Any:
         with self._lock:
-            self._connection.send(message)
-            if not self._connection.poll(timeout_s):
-                raise TimeoutError(f"the router's process did not answer within {timeout_s:.0f} s")
-            return self._connection.recv()
+            self._asked += 1
+            self._connection.send((self._asked, message))
+            ends = time.monotonic() + timeout_s
+            while self._connection.poll(max(ends - time.monotonic(), 0)):
+                number, answer = self._connection.recv()
+                if number == self._asked:  # and not one that came too late for who had asked
+                    return answer
+            raise TimeoutError(f"the router's process did not answer within {timeout_s:.0f} s")
 
 
 def _serve(connection: Connection) -> None:
@@ -92,7 +101,8 @@ def _serve(connection: Connection) -> None:
     from serving.dataserver import DataServer
     from serving.process import keep_freed_memory, raise_file_limit
 
-    place: Place = pickle.loads(connection.recv())
+    number, pickled = connection.recv()
+    place: Place = pickle.loads(pickled)
     place.set_up_process("router")
     keep_freed_memory()
     raise_file_limit()
@@ -100,9 +110,9 @@ def _serve(connection: Connection) -> None:
     try:
         server.start()
     except LaunchError as error:
-        connection.send(str(error))
+        connection.send((number, str(error)))
         return
-    connection.send("")
+    connection.send((number, ""))
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     threading.Thread(target=_answer, args=(connection, server, stopping), name="parent", daemon=True).start()
@@ -117,12 +127,12 @@ def _answer(connection: Connection, server: Any, stopping: threading.Event) -> N
     """Reports and tables, until the parent is gone: then there is nobody left to say who shall answer."""
     try:
         while True:
-            message = connection.recv()
+            number, message = connection.recv()
             if message is None:
-                connection.send(server.report())
+                connection.send((number, server.report()))
             else:
                 server.receive(message)
-                connection.send(None)
+                connection.send((number, None))
     except (EOFError, OSError):
         if not stopping.is_set():
             os._exit(_FAILED)

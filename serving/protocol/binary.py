@@ -4,8 +4,9 @@ A body of ``header_length`` bytes of JSON is followed by the tensors whose entri
 order of the entries. Decoding slices the one body; encoding is one join. No tensor's bytes are copied on the way in.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ SHORT_JSON_BYTES: Final = 256 * 1024  # takes up to 4 ms; in a thread a longer o
 _SHORT_DATA_BYTES: Final = 128 * 1024  # of an output in JSON: numbers, some 2 ms
 _SHORT_WALK: Final = 16 * 1024  # BYTES elements, some 2 ms
 MAX_RANK: Final = 64  # numpy's own bound; keeps the product of a hostile shape small
+_LARGEST_EXTENT: Final = (2**63 - 1) // 8  # numpy's own, of the widest elements; of a shape that has none, too
 _BINARY_SIZE: Final = "binary_data_size"
 _NOTHING: Final[Mapping[str, Any]] = {}
 _WIDTHS_BYTES: Final[Mapping[str, int]] = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()} | {"BF16": 2}
@@ -158,7 +160,19 @@ def _shape(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], int]:
         if type(dim) is not int or dim < 0:
             raise InvalidArgumentError(f"input {name!r}: 'shape' must hold integers of 0 or more")
         count *= dim
+    if not count:
+        check_extent(name, shape)
     return tuple(shape), count
+
+
+def check_extent(name: str, shape: Sequence[int]) -> None:
+    """Refuse a shape without elements whose other dimensions no array can have.
+
+    Raises:
+        InvalidArgumentError: their product is too large.
+    """
+    if prod(dim or 1 for dim in shape) > _LARGEST_EXTENT:
+        raise InvalidArgumentError(f"input {name!r}: shape {list(shape)} is too large")
 
 
 def _binary_size(name: str, entry: dict[str, Any]) -> int | None:

@@ -1,6 +1,7 @@
 """The classification extension: the best classes of an output instead of the output."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ def classify(tensor: Tensor, classes: int, labels: Sequence[str], *, batched: bo
     if tensor.datatype == "BYTES":
         raise InvalidArgumentError(f"output {tensor.name!r}: BYTES cannot be classified")
     scores = _scores(tensor)
-    rows = scores.reshape(tensor.shape[0], -1) if batched and scores.size else scores.reshape(1, -1)
+    rows = scores.reshape(tensor.shape[0], prod(tensor.shape[1:])) if batched else scores.reshape(1, -1)
     order = np.argsort(_ascending_key(rows), axis=1, kind="stable")[:, :classes]
     texts = [
         _format(score, index, labels)

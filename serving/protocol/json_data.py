@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from itertools import chain
+from math import isinf
 from typing import Any, Final
 
 import numpy as np
@@ -61,12 +62,30 @@ def parse(text: memoryview) -> Any:
 
 def _parse_with_nonfinite(raw: bytes) -> Any:
     try:
-        document = json.loads(raw.decode())
+        document = json.loads(raw.decode(), parse_int=_integer, parse_float=_finite)
         # What orjson cannot write (lone surrogates, integers beyond 64 bits, deep nesting) it would not have read.
         orjson.dumps(document)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidArgumentError(f"malformed JSON: {error}") from None
     return document
+
+
+def _integer(digits: str) -> int | float:
+    """As orjson reads it."""
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else _finite(digits)
+
+
+def _finite(digits: str) -> float:
+    """As orjson reads it: a number that is written out is never infinite.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    number = float(digits)
+    if isinf(number):
+        raise ValueError(f"number out of range: {digits[:32]}")
+    return number
 
 
 def decode_data(name: str, datatype: str, shape: tuple[int, ...], count: int, data: Any) -> bytes:

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from models.tensor import DATATYPES, NUMPY_DTYPES, Buffer, Tensor, encode_bytes
 from serving.errors import InvalidArgumentError
-from serving.protocol.binary import MAX_ID_CHARS, MAX_RANK, LongWorkError, check_wire
+from serving.protocol.binary import MAX_ID_CHARS, MAX_RANK, LongWorkError, check_extent, check_wire
 from serving.protocol.messages import InferRequest, InferResponse, RequestedOutput
 from serving.protocol.parameters import check_request_parameters, check_tensor_parameters
 from serving.protocol.proto import message
@@ -255,6 +255,8 @@ def _input(entry: Any, raw: bool) -> _Input:
     if raw and entry.contents.ListFields():  # MLServer's client sends contents without content beside the raw ones
         raise InvalidArgumentError(f"input {name!r}: has 'contents' beside the request's 'raw_input_contents'")
     count = prod(shape)
+    if not count:
+        check_extent(name, shape)
     return _Input(name, datatype, shape, count, None if raw else _typed(name, datatype, count, entry.contents))
 
 

@@ -83,6 +83,10 @@ def test_a_header_may_be_empty_and_of_repeated_ones_the_last_counts(client: Clie
     assert client.ask(get(b"/", b"A:", b"b:  1 ", b"B: 2")).body == told("GET", b"/", {b"a": b"", b"b": b"2"}, b"")
 
 
+def test_white_space_around_a_header_s_value_is_none_of_it(client: Client) -> None:
+    assert client.ask(get(b"/", b"A: \t b c \t ")).body == told("GET", b"/", {b"a": b"b c"}, b"")
+
+
 def test_empty_lines_before_a_request_are_passed_over(client: Client) -> None:
     assert client.ask(b"\r\n\r\n\r\n", get(b"/a")).body == told("GET", b"/a", {}, b"")
 

@@ -121,6 +121,22 @@ def test_a_huge_shape_costs_no_memory() -> None:
                 decode_infer("m", None, body, header_length)
 
 
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**61, 0], [1, 0, 2**40, 2**40], [0, 2**64 - 1]])
+def test_a_shape_without_elements_that_no_array_can_have_is_refused(shape: list[int]) -> None:
+    forms: list[dict[str, Any]] = [{"data": []}, {"parameters": {"binary_data_size": 0}}]
+    for fields in forms:
+        body, header_length = body_of({"inputs": [{"name": "IN", "shape": shape, "datatype": "FP32"} | fields]}, b"")
+        with pytest.raises(InvalidArgumentError, match=r"input 'IN': shape .* is too large"):
+            decode_infer("m", None, body, header_length)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**59], [0, 3], [3, 0], [0]])
+def test_an_empty_tensor_of_any_rank_is_read(shape: list[int]) -> None:
+    body, header_length = body_of({"inputs": [{"name": "IN", "shape": shape, "datatype": "FP32", "data": []}]}, b"")
+    tensor = decode_infer("m", None, body, header_length).request.inputs["IN"]
+    assert tensor.numpy().shape == tuple(shape)
+
+
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**66), 2**66), st.floats(), TEXTS)
 ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 MUTATIONS: dict[str, st.SearchStrategy[Any]] = {

@@ -61,3 +61,8 @@ def test_a_model_without_batch_gives_one_row_without_batch() -> None:
 def test_bytes_cannot_be_classified() -> None:
     with pytest.raises(InvalidArgumentError, match="BYTES"):
         texts("BYTES", np.array([[b"a"]], dtype=object), 1)
+
+
+def test_items_without_scores_keep_their_batch() -> None:
+    assert texts("FP32", np.zeros((2, 0, 2)), 2).shape == (2, 0)
+    assert texts("FP32", np.zeros((0, 2)), 2).shape == (0, 2)

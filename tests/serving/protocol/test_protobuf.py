@@ -139,3 +139,12 @@ def test_a_streamed_error_has_id_and_is_final() -> None:
 def test_a_version_is_an_integer(version: str) -> None:
     with pytest.raises(InvalidArgumentError, match="version"):
         version_of(version)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_shape_without_elements_that_no_array_can_have_is_refused(raw: bool) -> None:
+    asked = request(raw_input_contents=[b""] if raw else [])
+    del asked.inputs[:]
+    asked.inputs.add(name="IN", datatype="FP32", shape=[0, 2**62])
+    with pytest.raises(InvalidArgumentError, match=r"input 'IN': shape .* is too large"):
+        decode_infer(asked.SerializeToString())
