@@ -1,5 +1,6 @@
 """Errors of this package, and the root of all of Understudy's errors."""
 
+from enum import StrEnum
 from pathlib import Path
 
 
@@ -48,9 +49,23 @@ class RejectedInputError(ModelError):
     """A request's input that cannot be read, such as a broken picture: its sender's fault, not the model's."""
 
 
-class MalformedOutputError(ModelError):
-    """A model's answer that is not what its ``model.yaml`` declares."""
+class Malformation(StrEnum):
+    """What is wrong with a malformed answer: the words that its error's text begins with, wherever that travels."""
 
-    def __init__(self, output: str, expected: str, found: str) -> None:
-        self.output, self.expected, self.found = output, expected, found
-        super().__init__(f"output {output!r}: expected {expected}, found {found}")
+    MISSING_OUTPUT = "missing output"
+    EXTRA_OUTPUT = "extra output"
+    DATATYPE = "wrong datatype"
+    SHAPE = "wrong shape"
+
+    @classmethod
+    def of(cls, text: str) -> "Malformation | None":
+        """The kind that an error's text begins with; None of a text that no ``MalformedOutputError`` wrote."""
+        return next((kind for kind in cls if text.startswith(f"{kind}: ")), None)
+
+
+class MalformedOutputError(ModelError):
+    """A model's answer that is not what its ``model.yaml`` declares: ``<kind>: output '<name>': expected …``."""
+
+    def __init__(self, kind: Malformation, output: str, expected: str, found: str) -> None:
+        self.kind, self.output, self.expected, self.found = kind, output, expected, found
+        super().__init__(f"{kind}: output {output!r}: expected {expected}, found {found}")

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Final
 
-from models.errors import MalformedOutputError
+from models.errors import Malformation, MalformedOutputError
 from models.spec import ModelSpec, TensorSpec
 from models.tensor import NUMPY_DTYPES, Array
 
 # The kinds of numpy array that carry BYTES: objects, and fixed-width bytes or text.
-_BYTES_KINDS: Final = frozenset("OSU")
+BYTES_KINDS: Final = frozenset("OSU")
 
 
 def check_outputs(spec: ModelSpec, outputs: Mapping[str, Array], rows: int) -> None:
@@ -17,27 +17,28 @@ def check_outputs(spec: ModelSpec, outputs: Mapping[str, Array], rows: int) -> N
     ``rows`` is ignored for a model without batch dimension. A few microseconds: it runs on every batch.
 
     Raises:
-        MalformedOutputError: naming the output, what was expected and what was found.
+        MalformedOutputError: naming the kind, the output, what was expected and what was found.
     """
     for declared in spec.outputs:
         array = outputs.get(declared.name)
         if array is None:
-            raise MalformedOutputError(declared.name, "an array", f"only {', '.join(outputs) or 'nothing'}")
+            found = f"only {', '.join(outputs) or 'nothing'}"
+            raise MalformedOutputError(Malformation.MISSING_OUTPUT, declared.name, "an array", found)
         if not _has_datatype(array, declared.datatype):
-            raise MalformedOutputError(declared.name, declared.datatype, str(array.dtype))
+            raise MalformedOutputError(Malformation.DATATYPE, declared.name, declared.datatype, str(array.dtype))
         if not _has_shape(array.shape, declared.shape, rows if spec.max_batch_size else None):
-            raise MalformedOutputError(
-                declared.name, _expected_shape(declared, rows, spec.max_batch_size), str(list(array.shape))
-            )
+            expected = _expected_shape(declared, rows, spec.max_batch_size)
+            raise MalformedOutputError(Malformation.SHAPE, declared.name, expected, str(list(array.shape)))
     if len(outputs) != len(spec.outputs):
         names = {declared.name for declared in spec.outputs}
         extra = next(name for name in outputs if name not in names)
-        raise MalformedOutputError(extra, f"only {', '.join(sorted(names))}", "an output that is not declared")
+        expected = f"only {', '.join(sorted(names))}"
+        raise MalformedOutputError(Malformation.EXTRA_OUTPUT, extra, expected, "an output that is not declared")
 
 
 def _has_datatype(array: Array, datatype: str) -> bool:
     if datatype == "BYTES":
-        return array.dtype.kind in _BYTES_KINDS
+        return array.dtype.kind in BYTES_KINDS
     if datatype == "BF16":  # numpy has none: raw 16-bit words
         return array.dtype.kind == "u" and array.dtype.itemsize == 2
     return array.dtype == NUMPY_DTYPES[datatype]

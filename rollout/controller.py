@@ -18,18 +18,20 @@ from typing import Any, Final, Protocol
 import orjson
 
 from rollout.decision import Decision, Look, check_complete, decide, priority
+from rollout.doubts import find_doubts
 from rollout.entries import Entry
 from rollout.errors import RolloutError, StaleControllerError
 from rollout.exporter import Exporter
 from rollout.folder import JOURNAL_FILE
 from rollout.journal import Journal, Rollout
 from rollout.judge import judge, judge_broken
-from rollout.judgement import Judgement, Verdict
+from rollout.judgement import Doubt, Judgement, Verdict
 from rollout.machine import Event, State, check_stages, precise, step
 from rollout.policy import Policy
 from rollout.reports import write_reports
 from rollout.status import RolloutStatus, plain
-from rollout.traffic import Head, Priority, Readiness, Route, Traffic
+from rollout.traffic import Head, Priority, Readiness, Route, Snapshot, Traffic
+from shadow.accounting import Ledger
 from shadow.errors import EvidenceError
 from shadow.evidence import Evidence
 from shadow.verify import run_id
@@ -42,8 +44,24 @@ class Judge(Protocol):
     """``rollout.judge.judge``."""
 
     def __call__(  # noqa: D102 — the class says it
-        self, policy: Policy, evidence: Evidence, /, *, stage: int, stages: Sequence[int], elapsed_s: float
+        self,
+        policy: Policy,
+        evidence: Evidence,
+        /,
+        *,
+        stage: int,
+        stages: Sequence[int],
+        elapsed_s: float,
+        doubts: Sequence[Doubt],
     ) -> Judgement: ...
+
+
+class FindDoubts(Protocol):
+    """``rollout.doubts.find_doubts``."""
+
+    def __call__(  # noqa: D102 — the class says it
+        self, policy: Policy, snapshot: Snapshot, /, *, stage: int, stages: Sequence[int], elapsed_s: float
+    ) -> Sequence[Doubt]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,7 @@ class Tools:
     """What the controller is given from outside, so that a test can decide each of it."""
 
     judge: Judge = judge
+    find_doubts: FindDoubts = find_doubts
     judge_broken: Callable[[Policy, str], Judgement] = judge_broken
     restore_policy: Callable[[Mapping[str, Any]], Policy] = Policy.model_validate  # from the JSON as journaled
     monotonic: Callable[[], float] = time.monotonic
@@ -173,12 +192,14 @@ class Controller:
         try:
             snapshot = self._traffic.snapshot(rollout.deployment_id)
             check_complete(snapshot.heads, self._journal.heads(rollout.deployment_id))
+            stage, stages, elapsed_s = rollout.position.stage, rollout.stages, self._elapsed_s(rollout)
             judgement = self._tools.judge(
                 policy,
                 snapshot.evidence,
-                stage=rollout.position.stage,
-                stages=rollout.stages,
-                elapsed_s=self._elapsed_s(rollout),
+                stage=stage,
+                stages=stages,
+                elapsed_s=elapsed_s,
+                doubts=self._tools.find_doubts(policy, snapshot, stage=stage, stages=stages, elapsed_s=elapsed_s),
             )
             return replace(look, judgement=judgement, snapshot=snapshot)
         except Exception as error:  # noqa: BLE001 — a source or a gate that breaks is a verdict (ERROR), not a crash
@@ -265,6 +286,7 @@ class Controller:
             "heads": [asdict(head) for head in snapshot.heads] if snapshot else [],
             "run_id": run_id(snapshot.evidence, snapshot.heads) if snapshot else None,
             "accounting": dict(snapshot.accounting) if snapshot else None,
+            "coverage": snapshot.coverage.to_json() if snapshot else None,
             "reasons": dict(snapshot.reasons) if snapshot else {},
             "file": f"{rollout.deployment_id}/{JOURNAL_FILE}",
         }
@@ -308,6 +330,9 @@ class Controller:
         needed = {self.baseline(rollout.model), *((active.baseline, active.candidate) if active else ())}
         if rollout.candidate not in needed:
             self._traffic.unload(rollout.model, rollout.candidate)
+        rehearsing = (active.baseline, active.candidate) if active else ()
+        for version in {rollout.baseline, rollout.candidate}.difference(rehearsing):
+            self._traffic.unload_shadow(rollout.model, version)
         self._exporter.export(rollout)
         write_reports(self._exporter.folder(rollout))
         self._journal.settle(rollout.deployment_id)
@@ -493,6 +518,7 @@ class Controller:
             elapsed_s=(self._tools.now() - rollout.entered_at).total_seconds(),
             judgement=look.judgement if look else None,
             accounting=snapshot.accounting if snapshot else {},
+            coverage=snapshot.coverage if snapshot else Ledger(),
             heads=tuple(self._journal.heads(rollout.deployment_id).values()),
             fault=self._faults.get(rollout.deployment_id),
         )

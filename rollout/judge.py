@@ -4,6 +4,8 @@ What a judgement promises, at any looking schedule (STATISTICS.md, "Deciding"):
 
 * If no deciding gate's limit of harm is exceeded, the rollout is ever failed by e-values with probability ≤ α.
 * If some binding e-gate's claim of health is false at a stage, that stage is ever passed with probability ≤ β.
+
+Doubts about the evidence (``rollout.doubts``) turn verdicts into HOLD alone, so that both stay true with them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +16,7 @@ from typing import Final
 from rollout.bounds import confidence, log_merge
 from rollout.gates.contract import Gate, Look, Mode, Reading
 from rollout.gates.text import duration, e_value, percent, span
-from rollout.judgement import GateResult, Judgement, Verdict
+from rollout.judgement import Doubt, GateResult, Judgement, Verdict
 from rollout.policy import Policy
 from shadow.evidence import Evidence, StageSums
 
@@ -22,12 +24,21 @@ CONFIDENCE_CAP: Final = 0.999
 NAMED_GATES: Final = 3  # that a failure by all gates together names
 
 
-def judge(policy: Policy, evidence: Evidence, *, stage: int, stages: Sequence[int], elapsed_s: float) -> Judgement:
+def judge(
+    policy: Policy,
+    evidence: Evidence,
+    *,
+    stage: int,
+    stages: Sequence[int],
+    elapsed_s: float,
+    doubts: Sequence[Doubt] = (),
+) -> Judgement:
     """What the evidence says of a rollout.
 
     FAIL when M, the harm e-values of the deciding gates merged with constant weights, reaches 1/α, or at a
     deterministic breach. PASS when every binding gate is healthy on this stage's own evidence and the stage has had
-    its requests and its time. ERROR when the sums cannot be true. Else HOLD. Advisory gates are reported only.
+    its requests and its time. ERROR when the sums cannot be true. Else HOLD. Advisory gates are reported only. With a
+    doubt PASS is HOLD; with one that is over FAIL, so is FAIL by e-values, but never a deterministic breach.
 
     Args:
         policy: the gates, their limits, α and β.
@@ -35,6 +46,7 @@ def judge(policy: Policy, evidence: Evidence, *, stage: int, stages: Sequence[in
         stage: the present stage, an index.
         stages: the candidate's weights in percent, of the whole rollout; the same at every look.
         elapsed_s: how long the present stage has lasted.
+        doubts: why the evidence is not to be acted on.
 
     Raises:
         ValueError: there is no such stage.
@@ -46,7 +58,7 @@ def judge(policy: Policy, evidence: Evidence, *, stage: int, stages: Sequence[in
     impossible = next((problem for each in sums if (problem := _impossible(each))), None)
     if impossible:
         return judge_broken(policy, impossible)
-    case = _Case(policy=policy, sums=sums, weights=weights, stage=stage, elapsed_s=elapsed_s)
+    case = _Case(policy=policy, sums=sums, weights=weights, stage=stage, elapsed_s=elapsed_s, doubts=tuple(doubts))
     return case.judge()
 
 
@@ -79,6 +91,7 @@ class _Case:
     weights: tuple[int, ...]
     stage: int
     elapsed_s: float
+    doubts: tuple[Doubt, ...]
 
     def judge(self) -> Judgement:
         results = {name: self._result(name, gate) for name, gate in self.policy.gates.items()}
@@ -88,11 +101,15 @@ class _Case:
         waits = self._waits(binding)
         harm = CONFIDENCE_CAP if breaches else _capped(log_m)
         health = _capped(min((each.log_e_health for each in binding if each.log_e_health is not None), default=0.0))
-        verdict, sure, reason = Verdict.HOLD, min(harm, health), "waiting for " + ", ".join(waits)
+        verdict, sure, reason = Verdict.HOLD, min(harm, health), self._why_hold(waits)
         if breaches or log_m >= self._log_fail:
             harmful = [result for name, result in results.items() if self._decides(name)]
-            verdict, sure, reason = Verdict.FAIL, harm, self._why_fail(log_m, breaches, harmful)
-        elif not waits:
+            why = self._why_fail(log_m, breaches, harmful)
+            if breaches or not self._may_not_fail:
+                verdict, sure, reason = Verdict.FAIL, harm, why
+            else:
+                reason = f"{self._doubted}; the candidate: {why}"
+        elif not waits and not self.doubts:
             verdict, sure, reason = Verdict.PASS, health, self._why_pass(binding)
         return Judgement(verdict=verdict, gates=tuple(results.values()), log_m=log_m, confidence=sure, reason=reason)
 
@@ -199,6 +216,19 @@ class _Case:
         if (sooner_s := self.policy.bake_at(weight) - self.elapsed_s) > 0:
             waits.append(f"its bake time ({duration(sooner_s)} more)")
         return waits
+
+    @property
+    def _doubted(self) -> str:
+        return "; ".join(doubt.reason for doubt in self.doubts)
+
+    @property
+    def _may_not_fail(self) -> bool:
+        """Whether what e-values prove may be the environment's fault."""
+        return any(doubt.over_fail for doubt in self.doubts)
+
+    def _why_hold(self, waits: Sequence[str]) -> str:
+        said = [self._doubted] if self.doubts else []
+        return "; ".join([*said, "waiting for " + ", ".join(waits)] if waits else said)
 
     def _why_fail(self, log_m: float, breaches: Sequence[GateResult], harmful: Iterable[GateResult]) -> str:
         if breaches:

@@ -14,6 +14,17 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """Why a verdict is not to be acted on, though the gates reached it: PASS becomes HOLD.
+
+    With ``over_fail`` so does FAIL by e-values; what was seen with certainty, a deterministic breach, stays FAIL.
+    """
+
+    reason: str  # fit to print, one line
+    over_fail: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
     """One gate's reading of the evidence at one look.
 

@@ -1,7 +1,7 @@
 """How a rollout stands, for the command line and the console."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -9,6 +9,7 @@ import orjson
 from rollout.journal import Rollout
 from rollout.judgement import Judgement, Verdict
 from rollout.traffic import Head
+from shadow.accounting import Ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class RolloutStatus:
     accounting: Mapping[str, int]  # the mirror's, in items
     heads: tuple[Head, ...]
     fault: str | None  # what keeps the controller from acting, if anything does
+    coverage: Ledger = field(default_factory=Ledger)  # the same account, by size and slice
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -51,6 +53,7 @@ class RolloutStatus:
             "judgement": plain(self.judgement),
             "missing": list(self.missing),
             "accounting": dict(self.accounting),
+            "coverage": self.coverage.to_json(),
             "heads": [asdict(head) for head in self.heads],
             "outcome": conclusion.outcome.value,
             "confidence": conclusion.confidence,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from shadow.accounting import Ledger
 from shadow.evidence import Evidence, Limits
 from shadow.store import Head
 
@@ -34,14 +35,17 @@ class Route:
 class Snapshot:
     """Merged evidence of a rollout, all of it durable on disk, and the chain heads that it corresponds to.
 
-    ``accounting`` is the mirror's: items sampled, mirrored, pending, shed, too_large, timed_out, failed. ``reasons``
-    says why the candidate failed requests, with counts; bounded, and for people: nothing is decided by it.
+    ``accounting`` is the mirror's: items sampled, mirrored, pending, shed, too_large, timed_out, failed. ``coverage``
+    is the same by size and slice, as far as it is known: a router that is gone took its own along. Doubts of coverage
+    rest on it. ``reasons`` says why the candidate failed requests, with counts; bounded, and for people: nothing is
+    decided by it.
     """
 
     evidence: Evidence
     heads: tuple[Head, ...]
     accounting: Mapping[str, int]
     reasons: Mapping[str, int] = field(default_factory=dict)
+    coverage: Ledger = field(default_factory=Ledger)
 
 
 class Priority(StrEnum):
@@ -70,13 +74,16 @@ class Traffic(Protocol):
         """
 
     def load(self, model: str, version: int, priority: Priority) -> tuple[Readiness, str]:
-        """Ask for replicas of a version at this priority, and say how far they are (with a reason if FAILED).
+        """Ask for replicas of a candidate at this priority, and say how far they are (with a reason if FAILED).
 
-        Replicas of the version at the other priority are kept until ``route`` no longer needs them.
+        In shadow there are some of it and of the baseline, too, for as long as its rollout lasts.
         """
 
     def unload(self, model: str, version: int) -> None:
         """Let go of a version's replicas; what no route needs goes away."""
+
+    def unload_shadow(self, model: str, version: int) -> None:
+        """Let go of a version's replicas in shadow: no rollout compares it any more."""
 
     def route(self, route: Route) -> None:
         """Publish a model's route to all routers."""

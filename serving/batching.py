@@ -9,12 +9,11 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from models.spec import ModelSpec
-from models.tensor import Tensor
+from models.tensor import Buffer, Tensor
 from rollout.traffic import Priority
 from serving.channel import Link
 from serving.config import Batching
@@ -22,9 +21,6 @@ from serving.errors import UnavailableError
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.wire import encode_batch
 from shadow.pair import Arm
-
-if TYPE_CHECKING:
-    from serving.mirror import Mirrored
 
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
 
@@ -66,12 +62,12 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Requests that travel together. ``origin`` is what is mirrored, if this is a mirror image."""
+    """Requests that travel together. ``frames`` are what their replica was sent, where a rollout may want them."""
 
     id: int
     jobs: list[Job]
     sent: float = 0.0
-    origin: "Mirrored | None" = None
+    frames: Sequence[Buffer] = ()
 
     @property
     def rows(self) -> int:
@@ -82,9 +78,9 @@ class Batch:
 _ids = itertools.count(1)
 
 
-def new_batch(jobs: list[Job], *, origin: "Mirrored | None" = None) -> Batch:
+def new_batch(jobs: list[Job]) -> Batch:
     """A batch with an id that is unique in this process."""
-    return Batch(next(_ids), jobs, origin=origin)
+    return Batch(next(_ids), jobs)
 
 
 def signature_of(inputs: Iterable[Tensor], *, batched: bool) -> Signature:
@@ -96,6 +92,8 @@ class Pool:
     """One version's queue and its replicas.
 
     If they are ``shared`` with other routers, these keep them from idling: a busy one is sent full batches alone.
+
+    ``locate`` tells where in the arena a buffer lies, ``is_baseline`` whether the version is its model's at present.
     """
 
     def __init__(
@@ -105,16 +103,19 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         *,
         measure: Callable[[], bool],
+        is_baseline: Callable[[], bool] = lambda: False,
+        locate: Callable[[Buffer], int | None] | None = None,
         shared: bool = False,
     ) -> None:
         self.spec, self.batching, self._shared = spec, batching, shared
+        self._locate = locate
         self.links: list[Link] = []
         self.queued_items = 0
         self._adopted_items = 0  # of these, what another version failed
         self._queued_bytes = 0  # of all others
         self._queue: deque[Job] = deque()
         self._retries: deque[Batch] = deque()
-        self._loop, self._measure = loop, measure
+        self._loop, self._measure, self._is_baseline = loop, measure, is_baseline
         self._scheduled = False
         self._timed = False
         self.max_rows = min(spec.max_batch_size, batching.max_batch_size) if spec.max_batch_size else 1
@@ -134,10 +135,14 @@ class Pool:
 
     @property
     def active(self) -> list[Link]:
-        """The replicas that get work: those at normal priority as soon as there are any."""
-        if len(self.links) == 1:
-            return self.links
-        return [link for link in self.links if link.replica.priority is Priority.NORMAL] or self.links
+        """The replicas that get work: those at normal priority as soon as there are any. A baseline's in shadow are its
+        twin, which answers nobody.
+        """
+        links = self.links
+        if len(links) == 1 and links[0].replica.priority is Priority.NORMAL:
+            return links
+        normal = [link for link in links if link.replica.priority is Priority.NORMAL]
+        return normal if normal or self._is_baseline() else links
 
     @property
     def waiting(self) -> bool:
@@ -146,10 +151,10 @@ class Pool:
 
     @property
     def demand(self) -> int:
-        """Clients' items that wait or run; what is mirrored is nobody's demand."""
+        """Clients' items that wait or run."""
         waiting = self.queued_items + sum(batch.rows for batch in self._retries)
-        inflight: Iterator[Batch] = (batch for link in self.links for batch in link.inflight.values())
-        return waiting + sum(batch.rows for batch in inflight if batch.origin is None)
+        running: Iterator[Batch] = (batch for link in self.links for batch in link.inflight.values())
+        return waiting + sum(batch.rows for batch in running)
 
     def submit(self, job: Job) -> None:
         """Queue a request. What the candidate failed was admitted before: it takes nobody's room, and is not refused.
@@ -219,17 +224,19 @@ class Pool:
     def send(self, link: Link, batch: Batch) -> None:
         """Send a batch to one replica."""
         batch.sent = link.given = time.monotonic()
-        if batch.origin is None:
-            for job in batch.jobs:
-                job.batch_id = batch.id
+        for job in batch.jobs:
+            job.batch_id = batch.id
+        measure = self._measure()
         frames = encode_batch(
             batch.id,
             [job.rows for job in batch.jobs],
             [job.request.inputs for job in batch.jobs],
             batched=self.batched,
-            measure=self._measure(),
-            locate=link.locate,
+            measure=measure,
+            locate=self._locate if link.shares else None,
         )
+        if measure:
+            batch.frames = frames
         link.send(batch.id, batch, frames)
 
     def pump(self) -> None:

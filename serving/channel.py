@@ -3,16 +3,13 @@
 import asyncio
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from models.tensor import Buffer
-from serving.arena import Arena
 from serving.directory import Replica
-from serving.errors import MalformedMessageError
-from serving.frames import Inbox, pack, send_some
+from serving.stream import FrameStream
 from serving.wire import ReplyHeader, decode_reply_header, decode_welcome, encode_hello
 
 _log = logging.getLogger("understudy.channel")
@@ -27,6 +24,8 @@ class Link:
     The kernel closes a killed process's socket, so its death is noticed at once. A stopped process keeps its own: the
     kernel is asked four times a second whether it runs. A replica that computes, or is starved of cores by clients'
     work, is not mistaken for a dead one. ``on_down`` is called once.
+
+    ``arena`` is the name of the arena where tensors lie that need not be sent, once the replica ``shares`` it.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Link:
         loop: asyncio.AbstractEventLoop,
         replica: Replica,
         *,
-        arena: Arena | None = None,
+        arena: str | None = None,
         on_reply: Callable[["Link", ReplyHeader, Sequence[Buffer]], None],
         on_down: Callable[["Link"], None],
     ) -> None:
@@ -46,35 +45,31 @@ class Link:
         self.given = 0.0  # when it was last sent a batch
         self.replied = 0.0  # when its last reply came: it cannot have begun the next batch before
         self.shares = False  # whether the replica has said that it can read the arena
-        self._loop, self._arena, self._on_reply, self._on_down = loop, arena, on_reply, on_down
-        self._inbox = Inbox()
-        self._unsent: deque[Buffer] = deque()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
+        self._loop, self._on_reply, self._on_down = loop, on_reply, on_down
+        self._stream: FrameStream | None = None
         self._watching = loop.call_later(_WATCH_S, self._watch)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
         try:
-            self._socket.connect(replica.address)
+            connection.connect(replica.address)
         except OSError as error:  # refused, or so many routers that its backlog is full
+            connection.close()
             loop.call_soon(self._end, error.strerror)
             return
-        loop.add_reader(self._socket, self._readable)
+        self._stream = FrameStream(loop, connection, on_message=self._take, on_end=self._end)
         if arena is not None:
-            self._write(pack([encode_hello(arena.name)]))
+            self._stream.send([encode_hello(arena)])
 
     @property
     def usable(self) -> bool:
         """Whether it may be given work: connected, and not sitting on a batch that was given up."""
         return not self.closed and not self.leaving and not self.abandoned
 
-    @property
-    def locate(self) -> Callable[[Buffer], int | None] | None:
-        """Where buffers lie that need not be sent."""
-        return self._arena.locate if self._arena is not None and self.shares else None
-
     def send(self, batch_id: int, batch: Any, frames: Sequence[Buffer]) -> None:
         """Send a batch; its reply, or the link's end, will come by callback. Never waits."""
         self.inflight[batch_id] = batch
-        self._write(pack(frames))
+        if self._stream is not None:
+            self._stream.send(frames)
 
     def abandon(self, batch_id: int) -> Any:
         """Give a batch up: a late reply is dropped, and until it comes the link gets no more work."""
@@ -87,56 +82,18 @@ class Link:
             return
         self.closed = True
         self._watching.cancel()
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
+        if self._stream is not None:
+            self._stream.close()
 
-    def _write(self, parts: Sequence[Buffer]) -> None:
-        if self._unsent:
-            self._unsent.extend(parts)
-            return
-        try:
-            self._unsent.extend(send_some(self._socket, parts))
-        except OSError as error:
-            self._loop.call_soon(self._end, error.strerror)
-            return
-        if self._unsent:
-            self._loop.add_writer(self._socket, self._writable)
-
-    def _writable(self) -> None:
-        try:
-            self._unsent = deque(send_some(self._socket, tuple(self._unsent)))
-        except OSError as error:
-            self._end(error.strerror)
-            return
-        if not self._unsent:
-            self._loop.remove_writer(self._socket)
-
-    def _readable(self) -> None:
-        try:
-            count = self._socket.recv_into(self._inbox.space())
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._end(error.strerror)
-            return
-        if not count:
-            self._end("it closed the connection")
-            return
-        try:
-            self._take(self._inbox.received(count))
-        except MalformedMessageError as error:
-            self._end(str(error))
-
-    def _take(self, messages: Sequence[Sequence[Buffer]]) -> None:
-        for head, *frames in messages:
-            shares = decode_welcome(head)
-            if shares is None:
-                header = decode_reply_header(head)
-                self.abandoned.discard(header.id)
-                self._on_reply(self, header, frames)
-            else:
-                self.shares = shares
+    def _take(self, message: Sequence[memoryview]) -> None:
+        head, *frames = message
+        shares = decode_welcome(head)
+        if shares is None:
+            header = decode_reply_header(head)
+            self.abandoned.discard(header.id)
+            self._on_reply(self, header, frames)
+        else:
+            self.shares = shares
 
     def _watch(self) -> None:
         self._watching = self._loop.call_later(_WATCH_S, self._watch)

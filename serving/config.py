@@ -1,8 +1,8 @@
 """The one configuration file: what is served, where, and how it is judged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -17,6 +17,9 @@ from pydantic import (
 )
 
 from serving.errors import ConfigError
+from shadow.errors import ShadowError
+from shadow.sampler import Sampling
+from shadow.slices import MAX_SLICES, OTHER, Slices
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
@@ -90,6 +93,18 @@ class Server(_Section):
         return self
 
 
+_Checked = TypeVar("_Checked")
+
+
+def _checked(section: _Checked, build: Callable[[], object], prefix: str) -> _Checked:
+    """The section, if what is built of it does not object; its errors name fields that have this prefix."""
+    try:
+        build()
+    except ShadowError as error:
+        raise ValueError(str(error).removeprefix(prefix)) from None
+    return section
+
+
 class Autoscaling(_Section):
     """Bounds of a version's replicas, and how many items of clients, waiting or running, are right for each of them.
 
@@ -149,20 +164,56 @@ class Batching(_Section):
 
 
 class Mirror(_Section):
-    """The mirror lane: the share of batches mirrored, and its bounds."""
+    """The mirror lane: the share of batches mirrored, and its bounds.
+
+    ``sample`` is drawn by request, or by routing key; ``floor_per_minute`` is taken of each slice whatever was drawn,
+    and ``max_rps`` bounds all that is taken (``shadow.sampler``).
+
+    ``twin`` is the share of the mirrored batches that the baseline's twin runs as well: the noise floor. ``budget`` is
+    how many seconds of CPU or GPU a minute mirrored work may take, of all routers together.
+    """
 
     sample: float = Field(default=1.0, ge=0, le=1)
+    by: Literal["request", "key"] = "request"
+    floor_per_minute: dict[str, float] = {}
+    max_rps: Positive | None = None
+    twin: float = Field(default=0.1, ge=0, le=1)
+    budget: Positive | None = None
     max_pending: int = Field(default=256, ge=1)
     max_pending_bytes: ByteSize = ByteSize(256 * MEBIBYTE)
     timeout_s: Positive = 10.0
 
+    def sampling(self) -> Sampling:
+        """As the sampler has it."""
+        return Sampling(fraction=self.sample, by=self.by, floor_per_minute=self.floor_per_minute, max_rps=self.max_rps)
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> Self:
+        return _checked(self, self.sampling, "mirror.")
+
+
+class SliceSettings(_Section):
+    """Kinds of requests that are counted and compared apart: the ``values`` of a request's ``parameter``."""
+
+    parameter: str = Field(min_length=1)
+    values: tuple[str, ...] = Field(min_length=1, max_length=MAX_SLICES)
+
+    def build(self) -> Slices:
+        """As requests are told apart by it."""
+        return Slices(self.parameter, self.values)
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> Self:
+        return _checked(self, self.build, "slices.")
+
 
 class Comparator(_Section):
-    """How two answers are compared: a registered kind or an import path ``package.module:Name``."""
+    """How two answers are compared: a registered kind or an import path ``package.module:Name``, and its parameters."""
 
     kind: str = "classification"
     output: str
     tolerance: Positive = 1e-3
+    parameters: dict[str, Any] = {}
 
 
 class Rollout(_Section):
@@ -188,7 +239,16 @@ class Model(_Section):
     batching: Batching = Batching()
     mirror: Mirror = Mirror()
     comparator: Comparator
+    slices: SliceSettings | None = None
     rollout: Rollout = Rollout()
+
+    @model_validator(mode="after")
+    def _floors_are_of_slices(self) -> Self:
+        known = set() if self.slices is None else {*self.slices.values, OTHER}
+        unknown = sorted(set(self.mirror.floor_per_minute) - known)
+        if unknown:
+            raise ValueError(f"mirror.floor_per_minute of declared slices, {sorted(known)}, got {unknown}")
+        return self
 
 
 class Config(_Section):

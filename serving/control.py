@@ -20,9 +20,10 @@ from rollout.traffic import Head, Priority, Readiness, Route, Snapshot
 from serving.config import Config
 from serving.directory import Directory, Process
 from serving.router import Table
-from shadow.accounting import Account
+from shadow.accounting import Ledger
+from shadow.cells import PLAIN
 from shadow.errors import EvidenceError
-from shadow.evidence import Evidence, Limits
+from shadow.evidence import Evidence
 from shadow.labels import CHAIN as LABELS_CHAIN
 from shadow.labels import Label, LabelJoin
 from shadow.store import read_segment
@@ -55,8 +56,8 @@ class _Sources:
 
     labels: LabelJoin
     chains: dict[str, tuple[Evidence, Head]]
-    # With the moment when each was last told. That of a lane whose chain has no segment yet: by router.
-    accounts: dict[str, tuple[Account, float]]
+    # With the moment when each was last told.
+    accounts: dict[str, tuple[Ledger, float]]
     errors: dict[str, str] = field(default_factory=dict)  # by router
     reasons: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -85,7 +86,8 @@ class ControlTraffic:
         self._sources: dict[str, _Sources] = {}
         self._recorded_heads = heads
         self._previous: dict[str, int] = {}
-        self._heard: dict[str, tuple[float, int]] = {}  # by router: when, and its pid; those silent since are dropped
+        # By router: when, its pid, and that of its shadow process; those silent since are dropped.
+        self._heard: dict[str, tuple[float, int, int | None]] = {}
 
     # -- rollout.traffic.Traffic ---------------------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ class ControlTraffic:
                 raise EvidenceError("; ".join(sorted(faults)))
             evidence = sum((mine for mine, _ in sources.chains.values()), Evidence())
             heads = [head for _, head in sources.chains.values()]
-            account = sum(itertools.starmap(_as_it_stands, sources.accounts.values()), Account())
+            ledgers = list(itertools.starmap(_as_it_stands, sources.accounts.values()))
             reasons: Counter[str] = Counter()
             for each in sources.reasons.values():
                 reasons.update(each)
@@ -115,7 +117,8 @@ class ControlTraffic:
         return Snapshot(
             evidence=evidence,
             heads=tuple(sorted(heads, key=lambda head: head.chain)),
-            accounting=account.to_json(),
+            accounting=sum(ledgers, Ledger()).total.to_json(),
+            coverage=sum((each for each in ledgers if each.company), Ledger()),  # where it is known what was sampled
             reasons=reasons,
         )
 
@@ -123,11 +126,31 @@ class ControlTraffic:
         """See ``Traffic.load``."""
         if priority is Priority.SHADOW and not self._answers_clients(model, version):
             self._remove(model, version, Priority.NORMAL)  # of an earlier rollout: in shadow it would be too high
-        self._host.ensure(model, version, priority)
-        state, reason = self._host.hosted().get((model, version, priority), (Readiness.LOADING, ""))
-        if state is Readiness.READY and not self._announced(model, version, priority):
+        # In shadow for as long as the rollout lasts: what is mirrored never goes to replicas that answer clients.
+        wanted = [(model, version, priority), (model, version, Priority.SHADOW), *self._twin(model)]
+        for each in dict.fromkeys(wanted):
+            self._host.ensure(*each)
+        hosted = self._host.hosted()
+        for each in dict.fromkeys(wanted):
+            state, reason = self._state(hosted, each)
+            if each[2] is priority and state is not Readiness.READY:
+                return state, reason if each[1] == version else f"the baseline's twin: {reason}"
+        return Readiness.READY, ""
+
+    def _state(
+        self, hosted: Mapping[tuple[str, int, Priority], tuple[Readiness, str]], wanted: tuple[str, int, Priority]
+    ) -> tuple[Readiness, str]:
+        state, reason = hosted.get(wanted, (Readiness.LOADING, ""))
+        if state is Readiness.READY and not self._announced(*wanted):
             return Readiness.LOADING, "its replicas have not announced themselves yet"
         return state, reason
+
+    def _twin(self, model: str) -> list[tuple[str, int, Priority]]:
+        """The baseline in shadow, where it is wanted: what the candidate is compared with at its own priority."""
+        route = self._routes.get(model)
+        if route is None or not self._config.models[model].mirror.twin:
+            return []
+        return [(model, route.baseline, Priority.SHADOW)]
 
     def _answers_clients(self, model: str, version: int) -> bool:
         route = self._routes.get(model)
@@ -136,10 +159,10 @@ class ControlTraffic:
     def _is_heard(self, router: str) -> bool:
         return router in self._heard and _is_recent(self._heard[router][0])
 
-    def _hear(self, router: str, pid: int) -> None:
+    def _hear(self, router: str, pid: int, shadow_pid: int | None) -> None:
         """Note that a router lives, and forget those that do not: each restart brings a new one."""
         with self._lock:
-            self._heard[router] = (time.monotonic(), pid)
+            self._heard[router] = (time.monotonic(), pid, shadow_pid)
             for other in [each for each in self._heard if not self._is_heard(each)]:
                 del self._heard[other]
                 for sources in self._sources.values():
@@ -152,6 +175,10 @@ class ControlTraffic:
             return
         for priority in Priority:
             self._remove(model, version, priority)
+
+    def unload_shadow(self, model: str, version: int) -> None:
+        """See ``Traffic.unload_shadow``."""
+        self._remove(model, version, Priority.SHADOW)
 
     def route(self, route: Route) -> None:
         """See ``Traffic.route``."""
@@ -168,8 +195,6 @@ class ControlTraffic:
     def _settle(self, route: Route, before: Route | None) -> None:
         """What a published route asks of the replicas; where the host fails half-way, the next tick does it again."""
         self._host.ensure(route.model, route.baseline, Priority.NORMAL)
-        if route.candidate is not None and route.weight > 0:
-            self._remove(route.model, route.candidate, Priority.SHADOW)
         if before is None:
             return
         if before.baseline != route.baseline:
@@ -214,7 +239,7 @@ class ControlTraffic:
         self._changed = asyncio.Event()
 
     def _take(self, report: Mapping[str, Any]) -> None:
-        self._hear(report["router"], report["pid"])
+        self._hear(report["router"], report["pid"], report["shadow_pid"])
         for lane in report["lanes"]:
             if self._route_of(lane["deployment_id"]) is None:
                 continue  # it has ended: what comes now is after the last decision
@@ -224,9 +249,8 @@ class ControlTraffic:
                 continue  # what is on disk is damaged: ``snapshot`` says so, and the router still gets its table
             with self._lock:
                 sources.errors.pop(report["router"], None)
-                sources.accounts.pop(report["router"], None)
-                chain = lane["head"]["chain"] if lane["head"] is not None else report["router"]
-                sources.accounts[chain] = Account.from_json(lane["account"]), time.monotonic()
+                chain = lane["chain"]
+                sources.accounts[chain] = Ledger.from_json(lane["ledger"]), time.monotonic()
                 sources.reasons[chain] = lane["reasons"]
                 if lane["error"]:
                     sources.errors[report["router"]] = lane["error"]
@@ -255,7 +279,10 @@ class ControlTraffic:
         heads = [head for chain, head in recorded.items() if chain != LABELS_CHAIN and head.segments]
         chains = {head.chain: (evidence_at(folder, [head]), head) for head in heads}
         accounts = {
-            head.chain: (read_segment(folder, head.chain, head.segments).header().account, time.monotonic())
+            head.chain: (
+                Ledger({PLAIN: read_segment(folder, head.chain, head.segments).header().account}),
+                time.monotonic(),
+            )
             for head in heads
         }
         labels = LabelJoin(
@@ -279,14 +306,19 @@ class ControlTraffic:
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def processes(self) -> list[Process]:
-        """Those that requests pass through: the routers heard lately, and the replicas that announced themselves."""
+        """Those that requests pass through: the routers heard lately with their shadow processes, and the replicas that
+        announced themselves.
+        """
         with self._lock:
-            routers = [Process(role="router", pid=pid) for heard, pid in self._heard.values() if _is_recent(heard)]
+            heard = [(pid, shadow_pid) for at, pid, shadow_pid in self._heard.values() if _is_recent(at)]
+        routers = [Process(role="router", pid=pid) for pid, _ in heard]
+        shadows = [Process(role="shadow", pid=pid) for _, pid in heard if pid is not None]
         replicas = [
             Process(role="replica", pid=each.pid, model=each.model, version=each.version, priority=str(each.priority))
             for each in self._directory.replicas().values()
         ]
-        return sorted(routers, key=lambda each: each.pid) + sorted(replicas, key=lambda each: each.name)
+        routers = sorted(routers, key=lambda each: each.pid) + sorted(shadows, key=lambda each: each.pid)
+        return routers + sorted(replicas, key=lambda each: each.name)
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
@@ -313,12 +345,6 @@ def _is_recent(instant: float) -> bool:
     return time.monotonic() - instant <= SILENCE_S
 
 
-def _as_it_stands(account: Account, told: float) -> Account:
-    """An account, or what is left of it where nobody keeps it any more; it comes back if its router does."""
-    return account if _is_recent(told) else account.abandoned()
-
-
-def table_from(value: Mapping[str, Any]) -> Table:
-    """A published table, read back."""
-    routes = {name: Route(**{**route, "limits": Limits(**route["limits"])}) for name, route in value["routes"].items()}
-    return Table(value["epoch"], value["version"], value["lease_s"], routes)
+def _as_it_stands(ledger: Ledger, told: float) -> Ledger:
+    """A lane's account, or what is left of it where nobody keeps it any more; it comes back if its router does."""
+    return ledger if _is_recent(told) else ledger.abandoned()

@@ -1,4 +1,4 @@
-"""The data plane of one router replica: a thread with its own event loop, HTTP and gRPC servers, router and recorders.
+"""The data plane of one router replica: a thread with its own event loop, HTTP and gRPC servers, and router.
 
 Nothing here knows Ray: ``serving.deployments`` hosts it and carries its exchange with the control side.
 """
@@ -11,41 +11,38 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from rollout.traffic import Route
 from serving.arena import Arena
-from serving.board import Board, Notice, Seat, demand_key, families_of
-from serving.config import Config, Model, Server
-from serving.control import table_from
+from serving.board import Notice, Seat, demand_key, families_of
+from serving.config import Server
 from serving.dataplane import DataPlane
-from serving.directory import Directory
 from serving.door import Limits, bind
 from serving.errors import LaunchError
 from serving.grpc import GrpcServer
 from serving.http import HttpApp
 from serving.http_server import HttpServer
 from serving.intake import Intake
-from serving.mirror import MirrorLane
+from serving.mirror import MirrorLane, Mirrors
+from serving.place import Place
 from serving.process import spare_the_collector
-from serving.router import Router
+from serving.router import Router, table_from
+from serving.shadow_process import ShadowProcess
 from serving.stages import Stages
 from serving.telemetry import AllRouters, Metrics, MetricsServer
-from shadow.accounting import Accounting
-from shadow.recorder import Recorder
-from shadow.sampler import Sampler
 
 _log = logging.getLogger("understudy.router")
 _START_S: Final = 20.0
 _GRACE_S: Final = 1.0
+_DURABLE_S: Final = 1.5  # for the shadow process to write down what it has; later it does so by itself
 _STUCK_S: Final = 10.0
 _MEASURE_S: Final = 0.1
 _SHARE: Final = 0.1  # of the latest measurement in the average: it forgets half in 0.7 s
-# The recorder computes beside the event loop; a short interval keeps it from holding the interpreter for long.
+# What is computed beside the event loop (figures for others, reports) is not to hold the interpreter for long.
 _SWITCH_INTERVAL_S: Final = 0.001
 
 
@@ -57,22 +54,23 @@ class DataServer:
     it counts it shares with them, and with the autoscaler, on ``board``.
     """
 
-    def __init__(self, config: Config, directory: Directory, board: Board) -> None:
-        self._config, self._directory = config, directory
+    def __init__(self, place: Place) -> None:
+        self._place, self._config = place, place.config
+        config = place.config
         self._several = config.server.routers > 1
         self._scales = any(model.replicas.autoscaling for model in config.models.values())
         self._demand: dict[str, float] = {}
         self._routed: asyncio.Event | None = None
         self.id = uuid.uuid4().hex[:8]
-        self._seat = Seat(board, self.id, self._notice, several=self._several)
+        self._seat = Seat(place.board, self.id, self._notice, several=self._several)
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
         self._ready = threading.Event()
         self._stop: asyncio.Event | None = None
         self._failure: BaseException | None = None
         self._router: Router | None = None
+        self._mirrors: Mirrors | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._run, name="data-plane", daemon=True)
 
     def start(self) -> None:
@@ -101,19 +99,19 @@ class DataServer:
         """Answer what is in flight, close the ports, and make the evidence durable."""
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(timeout=_GRACE_S + 2)
+            self._thread.join(timeout=_GRACE_S + _DURABLE_S + 0.5)
         self._seat.stop()
-        for thread in self._closing:
-            thread.join(timeout=1)
 
     def report(self) -> dict[str, Any]:
         """What the control side is told: the table in force, and each rollout's durable evidence."""
         assert self._router is not None
+        assert self._mirrors is not None
         return {
             "router": self.id,
             "pid": os.getpid(),
+            "shadow_pid": self._mirrors.pid,
             "table": self._router.table.order,
-            "lanes": [_lane_report(lane) for lane in list(self._router.lanes.values())],
+            "lanes": self._mirrors.reports(),
         }
 
     def receive(self, table: Mapping[str, Any]) -> None:
@@ -129,11 +127,7 @@ class DataServer:
             return
         if self._routed is not None:
             self._routed.set()
-        for lane in self._router.apply(table):
-            # The last flush writes to disk: not on the event loop.
-            thread = threading.Thread(target=lane.recorder.close, name="recorder-closing", daemon=True)
-            thread.start()
-            self._closing = [each for each in self._closing if each.is_alive()] + [thread]
+        self._router.apply(table)
 
     def _run(self) -> None:
         try:
@@ -151,12 +145,19 @@ class DataServer:
         self._loop = asyncio.get_running_loop()
         self._stop, self._routed = asyncio.Event(), asyncio.Event()
         arena = Arena(server.shared_memory) if server.shared_memory else None
+        self._mirrors = Mirrors(
+            self._loop,
+            partial(ShadowProcess, self._place, None if arena is None else arena.name),
+            router=self.id,
+            most_held_bytes=server.shared_memory // 2,  # the other half is for requests that come
+            on_lost=self._forget,
+        )
         router = Router(
             self._config,
-            self._directory,
+            self._place.directory,
             loop=self._loop,
             metrics=self._metrics,
-            lane_factory=self._open_lane,
+            mirrors=self._mirrors,
             arena=arena,
         )
         self._router = router
@@ -176,8 +177,12 @@ class DataServer:
             if not self._stop.is_set():
                 await self._open(plane, http, arena, intake)
         finally:
-            for lane in router.close():
-                lane.recorder.close()
+            router.close()
+            await self._mirrors.stop(_DURABLE_S)
+
+    def _forget(self, lane: MirrorLane) -> None:
+        assert self._router is not None
+        self._router.forget(lane)
 
     async def _open(self, plane: DataPlane, http: HttpServer, arena: Arena | None, intake: Intake) -> None:
         """Serve at all doors until ``stop``."""
@@ -235,26 +240,6 @@ class DataServer:
             for key, items in now.items()
         }
 
-    def _open_lane(self, route: Route, model: Model) -> MirrorLane:
-        assert route.deployment_id is not None
-        accounting = Accounting()
-        recorder = Recorder(
-            self._config.reports / route.deployment_id / "evidence",
-            chain=f"{self.id}-{time.time_ns() // 1_000_000:x}",
-            deployment_id=route.deployment_id,
-            limits=route.limits,
-            accounting=accounting,
-            comparator=model.comparator.kind,
-            output=model.comparator.output,
-        )
-        return MirrorLane(
-            route.deployment_id,
-            model.mirror,
-            accounting=accounting,
-            sampler=Sampler(model.mirror.sample, route.salt),
-            recorder=recorder,
-        )
-
 
 def _limits(server: Server) -> Limits:
     settings = server.limits
@@ -267,15 +252,3 @@ def _limits(server: Server) -> Limits:
         idle_s=settings.idle_s,
         write_s=settings.write_s,
     )
-
-
-def _lane_report(lane: MirrorLane) -> dict[str, Any]:
-    recorded = lane.recorder.snapshot()
-    return {
-        "deployment_id": lane.deployment_id,
-        "evidence": recorded.evidence.to_json(),
-        "head": asdict(recorded.head) if recorded.head is not None else None,
-        "account": lane.accounting.snapshot().to_json(),
-        "error": recorded.fault,
-        "reasons": dict(recorded.reasons),
-    }

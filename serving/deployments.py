@@ -23,6 +23,7 @@ from models.preprocess import open_preprocess
 from models.repository import Repository
 from rollout.traffic import Priority, Readiness
 from serving.autoscaling import QueuePolicy
+from serving.config import Replicas
 from serving.place import Place
 from serving.process import keep_freed_memory, limit_memory, lower_priority, spare_the_collector
 from serving.replica import Worker
@@ -161,7 +162,7 @@ class ServeHost:
             name="model",
             **self._number(model, version, priority),
             max_constructor_retry_count=1,
-            ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
+            ray_actor_options={"num_cpus": _cpus(replicas, priority), "num_gpus": replicas.num_gpus},
             **_LIFECYCLE | {"graceful_shutdown_timeout_s": DRAIN_S + 1},
         )(ModelReplica)
         _deploy(name, deployment.bind(self._place, model, version, priority))
@@ -187,14 +188,18 @@ class ServeHost:
         serve.delete(name, _blocking=False)
 
     def lacks(self, model: str) -> str:
-        """See ``Host.lacks``. A candidate is there twice for a moment: in shadow, and fresh for its first clients."""
+        """See ``Host.lacks``. A candidate is there twice, in shadow and for clients, and so is the baseline."""
         replicas = self._place.config.models[model].replicas
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # ray's own
-        needs = {"CPU": replicas.num_cpus, "GPU": replicas.num_gpus}
+        in_shadow = 2 if self._place.config.models[model].mirror.twin else 1
+        needs = {
+            "CPU": replicas.least * (replicas.num_cpus + in_shadow * _cpus(replicas, Priority.SHADOW)),
+            "GPU": replicas.least * (1 + in_shadow) * replicas.num_gpus,
+        }
         short = [
-            f"{2 * replicas.least * each:g} {resource} (free: {free.get(resource, 0):g})"
-            for resource, each in needs.items()
-            if 2 * replicas.least * each > free.get(resource, 0)
+            f"{need:g} {resource} (free: {free.get(resource, 0):g})"
+            for resource, need in needs.items()
+            if need > free.get(resource, 0)
         ]
         return " and ".join(short)
 
@@ -207,6 +212,11 @@ class ServeHost:
                 messages = [app.message, *(deployment.message for deployment in each.deployment_statuses)]
                 found[key] = (_readiness(app.status), _last_error(messages))
         return found
+
+
+def _cpus(replicas: Replicas, priority: Priority) -> float:
+    """Cores that are set aside: none for shadow work, which runs in what clients leave of all of them."""
+    return 0.0 if priority is Priority.SHADOW else replicas.num_cpus
 
 
 def deploy_control(place: Place) -> None:

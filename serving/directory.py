@@ -36,9 +36,9 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process that requests pass through: a router, or the replica of a version at a priority."""
+    """A process that requests pass through: a router, its shadow process, or a version's replica at a priority."""
 
-    role: Literal["router", "replica"]
+    role: Literal["router", "shadow", "replica"]
     pid: int
     model: str | None = None
     version: int | None = None

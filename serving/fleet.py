@@ -56,6 +56,8 @@ class Fleet:
                 self._config.models[replica.model].batching,
                 self._loop,
                 measure=lambda: self._measure(replica.model),
+                is_baseline=lambda: self._is_baseline(*key),
+                locate=None if self._arena is None else self._arena.locate,
                 shared=self._config.server.routers > 1,
             )
         return pool
@@ -104,7 +106,8 @@ class Fleet:
         return jobs
 
     def _meet(self, replica: Replica) -> None:
-        link = Link(self._loop, replica, arena=self._arena, on_reply=self._on_reply, on_down=self._on_down)
+        arena = None if self._arena is None else self._arena.name
+        link = Link(self._loop, replica, arena=arena, on_reply=self._on_reply, on_down=self._on_down)
         self._links[replica.id] = link
         pool = self.pool_of(replica)
         pool.links.append(link)

@@ -62,7 +62,8 @@ class Operations:
         if model is None:
             raise RolloutError(f"{wish.model}: unknown model; served are {sorted(self._config.models)}")
         policy = self._policy(wish.policy or model.rollout.policy)
-        open_comparator(model.comparator.kind, model.comparator.output)  # in the router it would fail too late
+        comparator = model.comparator  # opened by the shadow process it would fail too late
+        open_comparator(comparator.kind, comparator.output, comparator.parameters)
         self._check_candidate(wish.model, wish.candidate)
         if not wish.supersede:  # which frees the room that it needs
             self._check_room(wish.model, wish.candidate)

@@ -27,6 +27,7 @@ from serving.arena import Window
 from serving.directory import Directory, Replica
 from serving.errors import MalformedMessageError
 from serving.reception import Peer, Reception
+from serving.starvation import Starvation
 from serving.wire import (
     BatchHeader,
     Layout,
@@ -42,6 +43,7 @@ _log = logging.getLogger("understudy.replica")
 _POLL_MS: Final = 200
 _DRAIN_MS: Final = 150  # routers look every 100 ms who has withdrawn
 _WATCH_S: Final = 0.25
+_STARVED_TIMES: Final = 10  # at the lowest priority the watchdog itself may not come to run for so many timeouts
 HANG_EXIT_STATUS: Final = 70
 
 
@@ -53,6 +55,17 @@ class _Run:
     outputs: Mapping[str, Array] | None = None
     kind: str = "ok"
     error: str = ""
+
+
+class _Clocks:
+    """The CPU time of this thread and of its process from now on."""
+
+    def __init__(self) -> None:
+        self._thread, self._process = time.thread_time_ns(), time.process_time_ns()
+
+    def spent_us(self) -> tuple[int, int]:
+        """Microseconds of both so far."""
+        return (time.thread_time_ns() - self._thread) // 1000, (time.process_time_ns() - self._process) // 1000
 
 
 class Worker:
@@ -155,11 +168,13 @@ class Worker:
 
     def _process(self, header: BatchHeader, frames: Sequence[Buffer], window: Window | None) -> list[Buffer]:
         started = preparing = computing = time.perf_counter_ns()
+        clocks: _Clocks | None = None
         batched = self._spec.max_batch_size > 0
         try:
             inputs = _stack(header, frames, window, batched=batched)
             if header.measure:
                 self._meter.reset()
+                clocks = _Clocks()
             preparing = computing = time.perf_counter_ns()
             prepared = self._prepare(inputs, header.rows)
             computing = time.perf_counter_ns()
@@ -169,6 +184,7 @@ class Worker:
         except MemoryError as error:  # no room to put the batch together: the replica goes on
             runs = [_Run(len(header.rows), kind="error", error=_reason(error))]
         done = time.perf_counter_ns()
+        cpu_us, process_cpu_us = clocks.spent_us() if clocks is not None else (0, 0)
         peak = self._meter.peak_bytes() if header.measure else None
         segments, buffers = self._segments(runs, batched=batched)
         reply = ReplyHeader(
@@ -178,6 +194,8 @@ class Worker:
             preprocess_us=(computing - preparing) // 1000,
             compute_us=(done - computing) // 1000,
             peak_bytes=peak,
+            cpu_us=cpu_us,
+            process_cpu_us=process_cpu_us,
         )
         return [encode_reply_header(reply), *buffers]
 
@@ -225,10 +243,18 @@ class Worker:
         return [from_numpy(spec.name, spec.datatype, outputs[spec.name]) for spec in self._spec.outputs if outputs]
 
     def _watch(self) -> None:
-        """End the process when a batch runs too long; a backend that hangs in C with the GIL held is ended too."""
+        """End the process when a batch runs too long; a backend that hangs in C with the GIL held is ended too.
+
+        The time in which others had the cores is not the batch's.
+        """
+        starvation, watched, starved_s = Starvation(), self._busy_since, 0.0
         while not self._stopping.wait(_WATCH_S):
             busy_since = self._busy_since
-            if busy_since is not None and time.monotonic() - busy_since > self._timeout_s:
+            if busy_since != watched:
+                starvation, watched, starved_s = Starvation(), busy_since, 0.0
+            elif busy_since is not None:
+                starved_s += starvation.since()
+            if busy_since is not None and time.monotonic() - busy_since - starved_s > self._timeout_s:
                 _log.error("a batch ran longer than %.1f s: ending the process", self._timeout_s)
                 self._directory.withdraw(self._announcement.id)
                 self._exit(HANG_EXIT_STATUS)
@@ -237,7 +263,9 @@ class Worker:
     def _arm(self) -> None:
         """faulthandler's timer runs without the GIL: it fires when the watchdog could not re-arm it in time."""
         if self._exit is os._exit:
-            faulthandler.dump_traceback_later(self._timeout_s + 1, exit=True)
+            in_shadow = self._announcement.priority is Priority.SHADOW
+            patience_s = self._timeout_s * (_STARVED_TIMES if in_shadow else 1)
+            faulthandler.dump_traceback_later(patience_s + 1, exit=True)
 
 
 def _open(arena: str) -> Window | None:

@@ -7,18 +7,17 @@ away cancels its own wait and nothing else.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from models.errors import UnderstudyError
 from models.spec import ModelSpec
 from models.tensor import Buffer
 from rollout.traffic import Route
 from serving.arena import Arena
 from serving.batching import Batch, Job, Pool, new_batch, signature_of
 from serving.channel import Link
-from serving.config import Config, Model
+from serving.config import Config
 from serving.directory import Directory, Replica
 from serving.errors import (
     DeadlineError,
@@ -29,21 +28,20 @@ from serving.errors import (
     UnavailableError,
 )
 from serving.fleet import Fleet
-from serving.mirror import Mirrored, MirrorLane, mirrored_batch
+from serving.mirror import MirrorLane, Mirrors
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.reply import Result, results_of
 from serving.split import arm as split_arm
 from serving.statistics import Statistics
 from serving.telemetry import Metrics, log_event
 from serving.wire import ReplyHeader
-from shadow.pair import Answer, Arm, Outcome, Status
+from shadow.evidence import Limits
+from shadow.pair import Arm, Status
 
 _log = logging.getLogger("understudy.router")
 _TICK_S: Final = 0.025
 _SCAN_EVERY_TICKS: Final = 4
 _MAX_LOSSES: Final = 2
-
-LaneFactory = Callable[[Route, Model], MirrorLane]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,12 @@ class Table:
         return (self.epoch, self.version)
 
 
+def table_from(value: Mapping[str, Any]) -> Table:
+    """A published table, read back."""
+    routes = {name: Route(**{**route, "limits": Limits(**route["limits"])}) for name, route in value["routes"].items()}
+    return Table(value["epoch"], value["version"], value["lease_s"], routes)
+
+
 class Router:
     """Implements ``serving.dataplane.Engine`` over the live replicas."""
 
@@ -71,11 +75,11 @@ class Router:
         *,
         loop: asyncio.AbstractEventLoop,
         metrics: Metrics,
-        lane_factory: LaneFactory,
+        mirrors: Mirrors,
         arena: Arena | None = None,
     ) -> None:
         self._config, self._loop = config, loop
-        self._metrics, self._lane_factory = metrics, lane_factory
+        self._metrics, self._mirrors = metrics, mirrors
         self._table = Table(0, 0, 0.0)
         self._lease_ends = 0.0
         self._lanes: dict[str, MirrorLane] = {}  # by model
@@ -154,49 +158,47 @@ class Router:
         self._fleet.scan()
         self._tick()
 
-    def close(self) -> list[MirrorLane]:
-        """Stop; returns the lanes whose recorders are still to be closed."""
+    def close(self) -> None:
+        """Stop; the lanes stay open for whoever has opened the mirrors."""
         if self._timer is not None:
             self._timer.cancel()
         for job in self._fleet.close():
             _fail(job, UnavailableError("the server is stopping"))
-        lanes = list(self._lanes.values())
-        for lane in lanes:
-            lane.shed_queue()
-        return lanes
 
     def renew(self) -> None:
         """The control side was heard: the candidate keeps its weight for another lease."""
         self._lease_ends = time.monotonic() + self._table.lease_s
         self._open_lanes()
 
-    def apply(self, table: Table) -> list[MirrorLane]:
-        """Take a newer table; an older one is ignored. Returns the lanes of rollouts that ended, to be closed."""
+    def apply(self, table: Table) -> None:
+        """Take a newer table; an older one is ignored. The lanes of rollouts that ended are closed."""
         if table.order <= self._table.order:
-            return []
+            return
         self._table = table
-        ended = []
         for model, lane in list(self._lanes.items()):
             route = table.routes.get(model)
             if route is None or route.deployment_id != lane.deployment_id:
-                lane.shed_queue()
-                ended.append(self._lanes.pop(model))
+                self._mirrors.close(self._lanes.pop(model))
         self.renew()
         for model, route in table.routes.items():
             self._metrics.set_weight(model, route.weight)
         self._fleet.note_live()
         for pool in self._pools.values():
             pool.pump()
-        return ended
+
+    def forget(self, lane: MirrorLane) -> None:
+        """A lane is lost with its shadow process: another one is opened at a later renewal."""
+        if self._lanes.get(lane.opening.model) is lane:
+            del self._lanes[lane.opening.model]
 
     def _open_lanes(self) -> None:
-        """Open the lanes that are missing; where the disk refuses one now, the next renewal tries again."""
+        """Open the lanes that are missing; where no process can be had for them now, the next renewal tries again."""
         for model, route in self._table.routes.items():
-            if route.deployment_id is None or model in self._lanes:
+            if route.deployment_id is None or model in self._lanes or not self._mirrors.may_start:
                 continue
             try:
-                self._lanes[model] = self._lane_factory(route, self._config.models[model])
-            except (OSError, UnderstudyError) as error:
+                self._lanes[model] = self._mirrors.open(route, self._config.models[model])
+            except OSError as error:
                 log_event(
                     _log,
                     "lane_not_opened",
@@ -336,17 +338,12 @@ class Router:
             replied = time.monotonic()
             started, link.replied = max(batch.sent, link.replied), replied
             results = results_of(header, frames, [job.rows for job in batch.jobs], batched=pool.batched)
-            if batch.origin is None:
-                _note_times(batch.jobs, header, started, replied)
-                answered = self._answer(link.replica, batch, results)
-                self._count(link.replica, batch, answered, header, started, replied)
-                if link.replica.model in self._lanes:
-                    self._loop.call_soon(self._answered, link.replica, batch, header, results)
-            else:
-                self._mirrored(batch.origin, link.replica, header, results)
+            _note_times(batch.jobs, header, started, replied)
+            answered = self._answer(link.replica, batch, results)
+            self._count(link.replica, batch, answered, header, started, replied)
+            if link.replica.model in self._lanes:
+                self._loop.call_soon(self._answered, pool, batch, header, frames)
         pool.pump()
-        if self._lanes:
-            self._loop.call_soon(self._pump_mirror)
 
     def _count(
         self,
@@ -399,78 +396,27 @@ class Router:
         job.refusal = result.error if rejected else ""
         self._fall_back(job, result.status, result.error, counted=not rejected)
 
-    def _answered(self, replica: Replica, batch: Batch, header: ReplyHeader, results: list[Result]) -> None:
+    def _answered(self, pool: Pool, batch: Batch, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
         """After the answers have left: what they are evidence of."""
-        lane = self._lanes.get(replica.model)
-        route = self._table.routes[replica.model]
-        if lane is None or not route.mirror or replica.version not in (route.baseline, route.candidate):
+        model, version = pool.spec.name, pool.spec.version
+        lane, route = self._lanes.get(model), self._table.routes[model]
+        if lane is None or not route.mirror or version not in (route.baseline, route.candidate):
             return
-        now = time.monotonic()
-        mirrored = mirrored_batch(
+        lane.offer(
             batch,
-            deployment_id=lane.deployment_id,
-            primary=Arm.BASELINE if replica.version == route.baseline else Arm.CANDIDATE,
-            outcome=self._outcome(replica.model, header, results),
-            latencies_ms=[(now - job.arrived) * 1000 for job in batch.jobs],
-            now=now,
+            Arm.BASELINE if version == route.baseline else Arm.CANDIDATE,
+            header,
+            frames,
+            batched=pool.batched,
+            now=time.monotonic(),
             at_unix_us=time.time_ns() // 1000,
         )
-        lane.offer(mirrored)
-        self._pump_mirror()
-
-    def _mirrored(self, origin: Mirrored, replica: Replica, header: ReplyHeader, results: list[Result]) -> None:
-        lane = self._lanes.get(replica.model)
-        if lane is not None and lane is origin.lane:  # and not one that was opened again for the same rollout
-            lane.settle(origin, self._outcome(replica.model, header, results))
-
-    def _outcome(self, model: str, header: ReplyHeader, results: list[Result]) -> Outcome:
-        output = self._config.models[model].comparator.output
-        answers = tuple(
-            Answer(status=result.status, error=result.error)
-            if output not in result.outputs
-            else Answer(status=result.status, outputs={output: result.outputs[output].numpy()})
-            for result in results
-        )
-        service_ms = (header.preprocess_us + header.compute_us) / 1000
-        return Outcome(answers=answers, service_ms=service_ms, peak_memory_bytes=header.peak_bytes)
 
     def _record_failure(self, job: Job, status: Status, error: str) -> None:
         lane = self._lanes.get(job.request.model)
         if lane is not None and lane.deployment_id == job.deployment_id:
-            latency_ms = (time.monotonic() - job.arrived) * 1000
-            lane.record_failure(
-                job, status=status, error=error, latency_ms=latency_ms, at_unix_us=time.time_ns() // 1000
-            )
-
-    # -- the mirror ----------------------------------------------------------------------------------------------------
-
-    def _pump_mirror(self) -> None:
-        """Send mirrored batches to idle replicas, unless a client's request waits that any replica could take."""
-        if any(pool.waiting and pool.usable for pool in self._pools.values()):
-            return
-        for model, lane in self._lanes.items():
-            while lane.head is not None:
-                pool = self._target(model, lane.head)
-                link = pool.idle_link() if pool is not None else None
-                if pool is None or link is None:
-                    break
-                mirrored = lane.take()
-                pool.send(link, new_batch(mirrored.jobs, origin=mirrored))
-
-    def _target(self, model: str, mirrored: Mirrored) -> Pool | None:
-        route = self._table.routes[model]
-        version = route.candidate if mirrored.pair.primary is Arm.BASELINE else route.baseline
-        return None if version is None else self._pools.get((model, version))
-
-    def _expire_mirror(self, now: float) -> None:
-        """What waited too long is shed; where no replica lives to take it, that is its version's failure."""
-        for model, lane in self._lanes.items():
-            for mirrored in lane.take_older_than(now - lane.settings.timeout_s):
-                pool = self._target(model, mirrored)
-                if pool is not None and pool.usable:
-                    lane.shed_taken(mirrored)
-                else:
-                    lane.fail(mirrored, Status.TIMEOUT, "no live replica")
+            latency_s = time.monotonic() - job.arrived
+            lane.record_failure(job, status=status, error=error, latency_s=latency_s, at_unix_us=time.time_ns() // 1000)
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
@@ -485,15 +431,10 @@ class Router:
         self._rescue_queue(pool)
 
     def _lost(self, pool: Pool, batch: Batch, why: str, status: Status, *, ran: bool) -> None:
-        """A batch that will not be answered: mirrored, candidate's, or to be tried again in halves.
+        """A batch that will not be answered: the candidate's, or to be tried again in halves.
 
         ``ran`` is False for one that still waited behind the batch in work: it is not to blame for anything.
         """
-        if batch.origin is not None:
-            lane = self._lanes.get(pool.spec.name)
-            if lane is not None and lane is batch.origin.lane:
-                lane.fail(batch.origin, status, why)
-            return
         again = []
         for job in batch.jobs:
             if job.abandoned or job.batch_id != batch.id:
@@ -533,8 +474,6 @@ class Router:
             self._show()
         for pool in list(self._pools.values()):
             self._expire(pool, now)
-        self._expire_mirror(now)
-        self._pump_mirror()
 
     def _expire(self, pool: Pool, now: float) -> None:
         for link in list(pool.links):
@@ -561,10 +500,9 @@ class Router:
             _fail(job, DeadlineError(f"model {job.request.model!r}: no answer within the deadline"))
 
     def _expire_batch(self, pool: Pool, link: Link, batch: Batch, now: float) -> None:
-        if batch.origin is None:
-            for job in batch.jobs:
-                if not job.abandoned and now >= self._due(job):
-                    self._late(job)
+        for job in batch.jobs:
+            if not job.abandoned and now >= self._due(job):
+                self._late(job)
         if now - batch.sent < self._patience(pool, batch) or batch.id not in link.inflight:
             return
         link.abandon(batch.id)
@@ -576,18 +514,13 @@ class Router:
 
     def _patience(self, pool: Pool, batch: Batch) -> float:
         """How long a batch may be with its replica before that is taken to hang."""
-        if batch.origin is not None:
-            patience_s = self._config.models[pool.spec.name].mirror.timeout_s
-            # The baseline's clients must not lose their replica to a mirror that is in a hurry.
-            on_baseline = batch.origin.pair.primary is Arm.CANDIDATE
-            return max(patience_s, pool.batching.timeout_s) if on_baseline else patience_s
         if any(job.version == pool.spec.version and job.arm is Arm.CANDIDATE and not job.pinned for job in batch.jobs):
             return min(pool.batching.timeout_s, self._config.server.deadline_s / 2)
         return pool.batching.timeout_s
 
     def _show(self) -> None:
         for model, lane in self._lanes.items():
-            self._metrics.set_mirror(model, lane.accounting.snapshot().to_json())
+            self._metrics.set_mirror(model, lane.account().to_json())
         for (model, version), pool in self._pools.items():
             self._metrics.set_queue(model, version, pool.queued_items)
 

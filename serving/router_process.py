@@ -106,7 +106,7 @@ def _serve(connection: Connection) -> None:
     place.set_up_process("router")
     keep_freed_memory()
     raise_file_limit()
-    server = DataServer(place.config, place.directory, place.board)
+    server = DataServer(place)
     try:
         server.start()
     except LaunchError as error:

@@ -59,7 +59,9 @@ class Segment:
 class ReplyHeader:
     """The segments in order, and the batch's measures: microseconds by stage, peak memory.
 
-    ``preprocess_us`` is what the model's preprocess steps took, 0 where it has none.
+    ``preprocess_us`` is what the model's preprocess steps took, 0 where it has none. Of both these and ``compute_us``
+    together, ``cpu_us`` is the CPU time of the replica's thread, without the time in which others had its core,
+    ``process_cpu_us`` that of all threads of its process, and ``gpu_us`` what a GPU's own clock says.
     """
 
     id: int
@@ -68,6 +70,9 @@ class ReplyHeader:
     preprocess_us: int
     compute_us: int
     peak_bytes: int | None
+    cpu_us: int = 0
+    process_cpu_us: int = 0
+    gpu_us: int | None = None
 
 
 def encode_batch(
@@ -202,7 +207,8 @@ def encode_reply_header(reply: ReplyHeader) -> bytes:
         (each.requests, each.kind, each.error, [(o.name, o.datatype, o.shape, o.joined) for o in each.outputs])
         for each in reply.segments
     ]
-    return orjson.dumps((reply.id, segments, reply.copy_us, reply.preprocess_us, reply.compute_us, reply.peak_bytes))
+    times = (reply.copy_us, reply.preprocess_us, reply.compute_us, reply.cpu_us, reply.process_cpu_us, reply.gpu_us)
+    return orjson.dumps((reply.id, segments, times, reply.peak_bytes))
 
 
 @_decoder
@@ -212,7 +218,8 @@ def decode_reply_header(frame: Buffer) -> ReplyHeader:
     Raises:
         MalformedMessageError: it is no such frame.
     """
-    batch, segments, copy_us, preprocess_us, compute_us, peak = orjson.loads(frame)
+    batch, segments, times, peak = orjson.loads(frame)
+    copy_us, preprocess_us, compute_us, cpu_us, process_cpu_us, gpu_us = times
     return ReplyHeader(
         id=batch,
         segments=tuple(
@@ -223,6 +230,9 @@ def decode_reply_header(frame: Buffer) -> ReplyHeader:
         preprocess_us=preprocess_us,
         compute_us=compute_us,
         peak_bytes=peak,
+        cpu_us=cpu_us,
+        process_cpu_us=process_cpu_us,
+        gpu_us=gpu_us,
     )
 
 

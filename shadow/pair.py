@@ -32,7 +32,11 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One request's end on one side; ``outputs`` (name → array, batch included) only when ``status`` is OK."""
+    """One request's end on one side.
+
+    ``outputs`` (name → array, batch included) are there only when ``status`` is OK: all outputs of the answer, or at
+    least those that the comparator reads.
+    """
 
     status: Status
     outputs: Mapping[str, Array] | None = None
@@ -43,12 +47,16 @@ class Answer:
 class Outcome:
     """One batch on one side: an answer per request, in the pair's order, and the batch's measures.
 
-    ``service_ms`` is the wall time of preprocessing and of the backend's run, ``peak_memory_bytes`` their peak above
-    the resident size after load; None where the batch did not run to its end.
+    ``service_ms`` is the wall time of preprocessing and of the backend's run. Over the same span ``cpu_ms`` is the CPU
+    time of the replica's thread, which stands still while the thread is preempted, and ``gpu_ms`` the time between CUDA
+    events. ``peak_memory_bytes`` is the span's peak above the resident size after load. Each is None where the batch
+    did not run to its end, or where it cannot be measured.
     """
 
     answers: tuple[Answer, ...]
     service_ms: float | None = None
+    cpu_ms: float | None = None
+    gpu_ms: float | None = None
     peak_memory_bytes: int | None = None
 
 
@@ -59,6 +67,12 @@ class Pair:
     In shadow the primary is the baseline. In canary it is whoever answered; a request that the candidate failed and
     the baseline answered instead stays a candidate-primary request with the candidate's failure as its answer.
     ``latencies_ms`` are end to end, as the clients saw them; ``rows`` the batch rows of each request.
+
+    ``twin`` is the baseline deployed again, at the candidate's priority, on the same batch: what differs between the
+    two is the noise floor. None where the batch was not sampled for it. ``slices`` names the slice of each request, ""
+    being none; the empty tuple is no slices at all. ``sizes`` are the bytes of each request's inputs, the empty tuple
+    nothing known. ``ran_rows`` are the rows of the whole batch as it ran, where it held requests that are no evidence;
+    0 stands for the sum of ``rows``.
     """
 
     deployment_id: str
@@ -70,6 +84,10 @@ class Pair:
     latencies_ms: tuple[float, ...]
     baseline: Outcome
     candidate: Outcome
+    twin: Outcome | None = None
+    slices: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    ran_rows: int = 0
 
     def of(self, arm: Arm) -> Outcome:
         """The outcome of one side."""

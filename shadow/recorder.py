@@ -2,20 +2,24 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
+from models.spec import TensorSpec
 from shadow.accounting import Account, Accounting
+from shadow.cells import Cell
 from shadow.comparators import open_comparator
 from shadow.errors import EvidenceError
 from shadow.evidence import Evidence, Limits
+from shadow.findings import Finder
 from shadow.pair import Pair, Status
-from shadow.rows import CompactPair, compact, to_table
+from shadow.rows import KEPT_VALUES, CompactPair, compact, to_table
 from shadow.store import Head, Header, Kind, SegmentWriter
 from shadow.sums import sums
 
@@ -43,14 +47,19 @@ class Recorded:
 class Recorder:
     """Records one router's pairs of one rollout into a chain of its own.
 
-    ``offer`` may be called from one thread (the serving loop); it copies the scores, takes a few microseconds, never
-    waits and never raises. A daemon thread compares, writes and syncs segments, and only then adds their rows to the
-    sums and settles the account: on the side that did not answer the client, OK and REJECTED count as mirrored, TIMEOUT
-    as timed out, ERROR and MALFORMED as failed; a request that never ran there (ABSENT) is not in the account at all.
-    The lane calls ``Accounting.sample`` before, and ``shed`` where ``offer`` returns False.
+    ``offer`` may be called from one thread (that of an event loop); it copies the scores and looks at the form of the
+    answers, which takes some microseconds, and never waits or raises. A daemon thread compares, writes and syncs
+    segments, and only then adds their rows to the sums and settles the account: on the side that did not answer the
+    client, OK and REJECTED count as mirrored, TIMEOUT as timed out, ERROR and MALFORMED as failed; a request that never
+    ran there (ABSENT) is not in the account at all. The lane calls ``Accounting.sample`` before, and ``shed`` where
+    ``offer`` returns False.
 
     The thread looks every ``flush_interval_s``. It writes what is much, or has a failure of the candidate in it, at
     once; else it gathers for a sixtieth of the recorder's age, 3 s at most.
+
+    ``comparator``, ``output`` and ``parameters`` are what ``open_comparator`` takes, and stand in every segment.
+    ``declared`` are the baseline's outputs, for findings that need them (``shadow.findings.Finder``); an item with
+    more than ``kept_values`` values on a side is compared, but its values are not kept.
 
     A fault never reaches the caller. When the disk fails, the rows are kept and tried again, until the bounds are
     reached and offers are refused; a pair that the comparator cannot compare is dropped, its items counted as failed,
@@ -58,7 +67,7 @@ class Recorder:
 
     Raises:
         EvidenceError: the chain exists already: every incarnation needs its own.
-        ShadowError: there is no such comparator.
+        ShadowError: there is no such comparator, or a parameter of it is wrong.
     """
 
     def __init__(
@@ -71,12 +80,18 @@ class Recorder:
         *,
         comparator: str = "classification",
         output: str = "scores",
+        parameters: Mapping[str, Any] | None = None,
+        declared: Iterable[TensorSpec] = (),
+        kept_values: int = KEPT_VALUES,
         flush_interval_s: float = 1.0,
         max_pending_pairs: int = 8192,
         max_pending_bytes: int = 256 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._comparator = open_comparator(comparator, output)
+        self._comparator = open_comparator(comparator, output, parameters)
+        tensors = tuple(declared)
+        self._finder, self._noise_finder = Finder(tensors), Finder(tensors)
+        self._kept_values = kept_values
         self._writer = SegmentWriter(
             folder,
             Header(
@@ -85,6 +100,9 @@ class Recorder:
                 limits=limits,
                 comparator=comparator,
                 output=output,
+                parameters=dict(parameters or {}),
+                measures=self._comparator.measures,
+                kept_values=kept_values,
                 chain=chain,
             ),
         )
@@ -116,7 +134,7 @@ class Recorder:
         if self._held_pairs >= self._max_pairs or self._held_bytes >= self._max_bytes:
             return False
         try:
-            taken = compact(pair, self._comparator.output)
+            taken = compact(pair, self._comparator, find=self._finder.find, find_noise=self._noise_finder.find)
         except Exception as error:  # noqa: BLE001 - isolation: a broken pair must not reach the serving loop
             self._loss = f"a pair that cannot be recorded: {error!r}"
             self._note(self._loss)
@@ -151,7 +169,7 @@ class Recorder:
         with self._lock:
             lost, self._pending = self._pending, []
             self._held_pairs = self._held_bytes = self._pending_rows = 0
-        self._accounting.settle(failed=sum(_items(lost).values()))
+        self._accounting.settle(failed=_ends(lost).all)
 
     def _append(self, taken: CompactPair) -> bool:
         with self._lock:
@@ -197,7 +215,7 @@ class Recorder:
         kept, table = self._compared(taken)
         head, evidence = self._writer.head, Evidence()
         if kept:
-            evidence = sums(table, self._limits)
+            evidence = sums(table, self._limits, self._comparator.measures)
             head = self._writer.write(table, _settled(self._accounting.snapshot(), kept))
             self._batches += len(kept)
         with self._lock:
@@ -216,29 +234,28 @@ class Recorder:
     def _compared(self, taken: list[CompactPair]) -> tuple[list[CompactPair], pa.Table]:
         """The pairs that can be compared, and their rows: first all at once; if that fails, without the faulty ones."""
         try:
-            return taken, to_table(taken, self._comparator, self._batches)
+            return taken, self._table(taken)
         except Exception as error:  # noqa: BLE001 - isolation: comparators may be the user's
             self._loss = f"the comparator failed: {error!r}"
             _log.warning("recorder: %s", self._loss)
         kept = [pair for pair in taken if self._comparable(pair)]
-        return kept, to_table(kept, self._comparator, self._batches) if kept else None
+        return kept, self._table(kept) if kept else None
+
+    def _table(self, pairs: list[CompactPair]) -> pa.Table:
+        return to_table(pairs, self._comparator, self._batches, kept_values=self._kept_values)
 
     def _comparable(self, pair: CompactPair) -> bool:
         try:
-            to_table([pair], self._comparator, 0)
+            self._table([pair])
         except Exception:  # noqa: BLE001 - isolation: counted and reported by the caller
             return False
         return True
 
     def _settle(self, taken: list[CompactPair], kept: list[CompactPair]) -> None:
-        ends = _items(kept)
-        lost = sum(_items(taken).values()) - sum(ends.values())
+        ends, lost = _ends(kept), _ends(taken).all
+        lost.subtract(ends.all)
         try:
-            self._accounting.settle(
-                mirrored=ends[Status.OK] + ends[Status.REJECTED],
-                timed_out=ends[Status.TIMEOUT],
-                failed=ends[Status.ERROR] + ends[Status.MALFORMED] + lost,
-            )
+            self._accounting.settle(mirrored=ends.mirrored, timed_out=ends.timed_out, failed=ends.failed + lost)
         except Exception as error:  # noqa: BLE001 - isolation: the rows are durable; only the account is wrong
             self._note(str(error))
 
@@ -251,25 +268,38 @@ class Recorder:
 
 def _settled(account: Account, pairs: Sequence[CompactPair]) -> Account:
     """The account as it will be once these pairs are durable; as it is where they were never sampled."""
-    ends = _items(pairs)
-    if sum(ends.values()) > account.pending:
+    ends = _ends(pairs)
+    if ends.all.total() > account.pending:
         return account
     return replace(
         account,
-        mirrored=account.mirrored + ends[Status.OK] + ends[Status.REJECTED],
-        timed_out=account.timed_out + ends[Status.TIMEOUT],
-        failed=account.failed + ends[Status.ERROR] + ends[Status.MALFORMED],
-        pending=account.pending - sum(ends.values()),
+        mirrored=account.mirrored + ends.mirrored.total(),
+        timed_out=account.timed_out + ends.timed_out.total(),
+        failed=account.failed + ends.failed.total(),
+        pending=account.pending - ends.all.total(),
     )
 
 
-def _items(pairs: Sequence[CompactPair]) -> dict[Status, int]:
-    """Items by their end on the side that did not answer the client."""
-    total: dict[Status, int] = dict.fromkeys(Status, 0)
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Items by cell, as they ended on the side that did not answer the client."""
+
+    mirrored: Counter[Cell] = field(default_factory=Counter)
+    timed_out: Counter[Cell] = field(default_factory=Counter)
+    failed: Counter[Cell] = field(default_factory=Counter)
+
+    @property
+    def all(self) -> Counter[Cell]:
+        return self.mirrored + self.timed_out + self.failed
+
+
+def _ends(pairs: Sequence[CompactPair]) -> _Ends:
+    ends = _Ends()
+    by_status = {Status.OK: ends.mirrored, Status.REJECTED: ends.mirrored, Status.TIMEOUT: ends.timed_out}
     for pair in pairs:
-        for status, items in pair.mirrored().items():
-            total[status] += items
-    return total
+        for status, cell, items in pair.mirrored():
+            by_status.get(status, ends.failed)[cell] += items
+    return ends
 
 
 def _add_reasons(before: Mapping[str, int], pairs: Sequence[CompactPair]) -> Mapping[str, int]:

@@ -9,7 +9,7 @@ follows, so that a changed byte breaks the chain, and a cut tail disagrees with 
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
@@ -21,15 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.accounting import Account
-from shadow.errors import EvidenceError
+from shadow.comparators import Measure
+from shadow.errors import EvidenceError, ShadowError
 from shadow.evidence import Limits, canonical
+from shadow.rows import KEPT_VALUES, SIDES
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 GENESIS: Final = "0" * 64
 _HEADER_KEY: Final = b"understudy"
 _CHAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _FILE: Final = re.compile(rf"(?P<chain>{_CHAIN.pattern})-(?P<number>[0-9]{{6,}})\.parquet")
-_SCORE_LEAVES: Final = frozenset({"baseline_scores.list.element", "candidate_scores.list.element"})  # noise: no gain
+_SCORE_LEAVES: Final = frozenset(f"{side}_scores.list.element" for side in SIDES)  # noise: no gain
 
 
 class Kind(StrEnum):
@@ -60,8 +62,11 @@ class Header:
     kind: Kind
     deployment_id: str
     limits: Limits
-    comparator: str  # kind or import path; with ``output`` it is what the differences were computed with
+    comparator: str  # kind or import path; with ``output`` and ``parameters`` it opens what the rows were compared with
     output: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    measures: tuple[Measure, ...] = ()  # of the comparator, in the order of the rows' column
+    kept_values: int = KEPT_VALUES  # of an item on a side; one with more has no scores in its row
     chain: str
     number: int = 0
     previous: str = GENESIS
@@ -76,13 +81,14 @@ class Header:
         """The header in a schema's metadata.
 
         Raises:
-            ValueError, KeyError, TypeError: there is none, or it is not of this format.
+            ValueError, KeyError, TypeError, ShadowError: there is none, or it is not of this format.
         """
         value = orjson.loads((schema.metadata or {})[_HEADER_KEY])
-        if value.pop("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT}")
+        if (found := value.pop("format")) != FORMAT:
+            raise ValueError(f"written in format {found}; this release reads format {FORMAT}")
         value["kind"] = Kind(value["kind"])
         value["limits"] = Limits(**value["limits"])
+        value["measures"] = tuple(Measure(**measure) for measure in value["measures"])
         value["account"] = Account.from_json(value["account"])
         return cls(**value)
 
@@ -109,7 +115,7 @@ class Segment:
         """
         try:
             header = Header.of(pq.read_schema(pa.BufferReader(self.data)))
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, ShadowError) as error:
             raise EvidenceError(f"{self.path}: not a segment of evidence: {_line(error)}") from error
         if (header.chain, header.number) != (self.chain, self.number):
             raise EvidenceError(f"{self.path}: header: it is segment {header.number} of chain {header.chain}")

@@ -5,8 +5,9 @@ bytes. Rows after the last recorded head are there because a router was ahead of
 but no figure rests on them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -20,13 +21,13 @@ from shadow.comparators import COMPARATORS, open_comparator
 from shadow.errors import EvidenceError
 from shadow.evidence import Evidence, canonical
 from shadow.labels import SCHEMA as LABEL_SCHEMA
-from shadow.pair import Arm, Status
+from shadow.pair import Status
 from shadow.rows import SCHEMA as PAIR_SCHEMA
-from shadow.rows import comparison_columns
+from shadow.rows import SIDES, TWIN, Scores, comparison_columns, measure_matrix
 from shadow.store import Head, Header, Kind, Segment, chains, read_segments, walk_chain
 from shadow.sums import label_sums, sums
 
-_MEAN_TOLERANCE: Final = 1e-9  # a mean of doubles depends on the order of its terms
+_TOLERANCE: Final = 1e-9  # means and products of doubles depend on the order of their terms, and that on the machine
 _ItemKey: TypeAlias = tuple[str, int]  # request id, item
 
 
@@ -96,7 +97,7 @@ def _segment_evidence(segment: Segment) -> Evidence:
     header = segment.header()
     if header.kind is Kind.LABELS:
         return label_sums(segment.table(LABEL_SCHEMA))
-    return sums(segment.table(PAIR_SCHEMA), header.limits)
+    return sums(segment.table(PAIR_SCHEMA), header.limits, header.measures)
 
 
 def _changed(recorded: Head, found: Head) -> str:
@@ -143,6 +144,7 @@ class _Audit:
         self._broken: set[str] = set()  # the others
         self._sums: dict[tuple[str, int], Evidence] = {}  # by chain and number of segments
         self._labels = _LabelCheck(folder)
+        self._lost: Counter[str] = Counter()  # by chain: rows that cannot be compared anew
 
     def walk(self) -> None:
         """Follow the hashes of every chain, which needs no look at the rows."""
@@ -173,11 +175,13 @@ class _Audit:
         self._chains[name] = _Chain(heads, headers[0])
 
     def _check_agreement(self) -> None:
-        """All chains are of one rollout and count by the same limits."""
-        facts = {(chain.header.deployment_id, chain.header.limits) for chain in self._chains.values()}
-        if len(facts) > 1:
-            names = ", ".join(sorted(self._chains))
+        """All chains are of one rollout and count by the same limits, and all pairs were compared in one way."""
+        headers = [chain.header for chain in self._chains.values()]
+        names = ", ".join(sorted(self._chains))
+        if len({(header.deployment_id, header.limits) for header in headers}) > 1:
             self.problems.append(f"{self._folder}: chains {names}: expected one deployment_id and the same limits")
+        if len({_comparing(header) for header in headers if header.kind is Kind.PAIRS}) > 1:
+            self.problems.append(f"{self._folder}: chains {names}: expected pairs that one comparator compared")
 
     def check_anchors(self, anchors: Iterable[Head]) -> None:
         """Each recorded head must be on its chain; a chain that does not hold vouches for nothing."""
@@ -210,7 +214,17 @@ class _Audit:
                         self._sums[name, segment.number] = total
             except EvidenceError as error:
                 self.problems.append(str(error))
+            self._note(name)
         self.problems += self._labels.leftover(self._broken)
+
+    def _note(self, name: str) -> None:
+        """Say what of a chain could not be recomputed."""
+        header = self._chains[name].header
+        if header.kind is Kind.PAIRS and header.comparator not in COMPARATORS:
+            self.notes.append(f"chain {name}: comparator {header.comparator} is the user's: not recomputed")
+        if lost := self._lost[name]:
+            kept = f"which are kept up to {header.kept_values} values an item"
+            self.notes.append(f"chain {name}: {lost} rows without scores, {kept}: not recomputed")
 
     def _segment_sums(self, segment: Segment) -> Evidence:
         header = segment.header()
@@ -219,11 +233,11 @@ class _Audit:
             self.problems += self._labels.expect(segment, table)
             return label_sums(table)
         table = segment.table(PAIR_SCHEMA)
-        if header.comparator not in COMPARATORS:
-            self.notes.append(f"chain {segment.chain}: comparator {header.comparator} is the user's: not recomputed")
-        self.problems += [f"{segment.path}: {complaint}" for complaint in _check_rows(table, header)]
+        rows = _Rows(table, header)
+        self.problems += [f"{segment.path}: {complaint}" for complaint in rows.complaints()]
+        self._lost[segment.chain] += rows.lost
         self.problems += self._labels.find(segment, table)
-        return sums(table, header.limits)
+        return sums(table, header.limits, header.measures)
 
     def check_claim(self, claim: Claim) -> bool:
         """Whether an entry's sums and name follow from the rows; what does not is a problem."""
@@ -325,53 +339,105 @@ def _constant(header: Header) -> Header:
     return replace(header, number=0, previous="", account=type(header.account)())
 
 
-def _check_rows(table: pa.Table, header: Header) -> Iterator[str]:
-    """What is wrong with the rows of a segment by themselves."""
-    texts = {name: pc.cast(table[name], pa.string()).to_numpy() for name in _STATUSES}
-    for arm in Arm:
-        yield from _check_side(table, texts, arm)
-    if header.comparator not in COMPARATORS:
-        return
-    left, right = (table[f"{arm}_scores"].combine_chunks() for arm in Arm)
-    recomputed = comparison_columns(left, right, open_comparator(header.comparator, header.output))
-    for name, column in recomputed.items():
-        equal = _close if name == "mean_delta" else np.equal
-        if (row := _first_unequal(table[name].combine_chunks(), column, equal)) is not None:
-            yield f"row {row}: {name}: does not follow from the scores"
+@dataclass(slots=True)
+class _Rows:
+    """The rows of one segment of pairs, looked at by themselves."""
 
+    table: pa.Table
+    header: Header
+    lost: int = 0  # rows that say less than can be compared anew, because their values were not kept
 
-_STATUSES: Final = ("baseline_status", "candidate_status", "baseline_batch", "candidate_batch")
+    def complaints(self) -> list[str]:
+        """What is wrong with them; counts those that are ``lost``."""
+        try:
+            return list(self._complaints())
+        except EvidenceError as error:
+            return [str(error)]
 
+    def _complaints(self) -> Iterator[str]:
+        texts = {name: pc.cast(self.table[name], pa.string()).to_numpy() for name in _STATUSES}
+        scores = {side: Scores.of(self._column(f"{side}_layout"), self._column(f"{side}_scores")) for side in SIDES}
+        for side, beside in _BESIDE.items():
+            ran_beside = np.logical_or.reduce([texts[f"{other}_status"] != Status.ABSENT for other in beside])
+            yield from self._check_scores(side, (texts[f"{side}_status"] == Status.OK) & ran_beside, scores[side])
+            yield from self._check_batches(side, texts)
+        if self.header.comparator in COMPARATORS:
+            yield from self._check_comparison(scores)
 
-def _check_side(table: pa.Table, texts: Mapping[str, Array], arm: Arm) -> Iterator[str]:
-    """Scores are there just where both sides ran and this one is OK; a batch is OK just when a request is."""
-    mine, other = texts[f"{arm}_status"], texts[f"{arm.other}_status"]
-    due = (mine == Status.OK) & (other != Status.ABSENT) & (table["request_rows"].to_numpy() > 0)
-    have = pc.is_valid(table[f"{arm}_scores"]).to_numpy()
-    if (due != have).any():
-        yield f"row {int(np.argmax(due != have))}: {arm}_scores: expected just where both versions ran and it is ok"
-    starts = np.flatnonzero(table["batch_row"].to_numpy() == 0)
-    if table.num_rows and (not len(starts) or starts[0] != 0):
-        yield "row 0: batch_row: expected a batch's first row"
-    elif table.num_rows:
-        any_ok = np.logical_or.reduceat(mine == Status.OK, starts)
-        said_ok = texts[f"{arm}_batch"][starts] == Status.OK
+    def _column(self, name: str) -> pa.Array:
+        return self.table[name].combine_chunks()
+
+    def _check_scores(self, side: str, due: Array, scores: Scores) -> Iterator[str]:
+        """A layout is there just where two sides ran and this one is OK, its values where they are not too many."""
+        due = due & (self.table["request_rows"].to_numpy() > 0)
+        have = (scores.codes >= 0) | (scores.lost > 0)
+        if (due != have).any():
+            row = int(np.argmax(due != have))
+            yield f"row {row}: {side}_scores: expected just where two versions ran and this one is ok"
+        most = self.header.kept_values
+        wrong = (scores.widths > most) | ((scores.lost > 0) & (scores.lost <= most))
+        if wrong.any():
+            yield f"row {int(np.argmax(wrong))}: {side}_scores: expected just where there are {most} values or less"
+
+    def _check_batches(self, side: str, texts: Mapping[str, Array]) -> Iterator[str]:
+        """A batch is OK just when a request is."""
+        starts = np.flatnonzero(self.table["batch_row"].to_numpy() == 0)
+        if not self.table.num_rows:
+            return
+        if not len(starts) or starts[0] != 0:
+            yield "row 0: batch_row: expected a batch's first row"
+            return
+        any_ok = np.logical_or.reduceat(texts[f"{side}_status"] == Status.OK, starts)
+        said_ok = texts[f"{side}_batch"][starts] == Status.OK
         if (any_ok != said_ok).any():
             row = int(starts[np.argmax(any_ok != said_ok)])
-            yield f"row {row}: {arm}_batch: expected ok just when a request of the batch is"
+            yield f"row {row}: {side}_batch: expected ok just when a request of the batch is"
+
+    def _check_comparison(self, scores: Mapping[str, Scores]) -> Iterator[str]:
+        """All that the comparator said follows from the scores, where these were kept."""
+        lost = {side: found.lost > 0 for side, found in scores.items()}
+        pairs, noise = lost["baseline"] | lost["candidate"], lost["baseline"] | lost[TWIN]
+        self.lost = int(np.count_nonzero(pairs | noise))
+        try:
+            comparator = open_comparator(self.header.comparator, self.header.output, self.header.parameters)
+            recomputed = comparison_columns(scores, self.table["batch"].to_numpy(), comparator)
+        except Exception as error:  # noqa: BLE001 - rows that someone made up may break a comparator in any way
+            yield f"the comparison cannot be recomputed: {error}"
+            return
+        if comparator.measures != self.header.measures:
+            yield "header: measures: expected those of the comparator"
+            return
+        for name, column in recomputed.items():
+            differs = self._differs(name, column) & ~(noise if name.startswith(TWIN) else pairs)
+            if differs.any():
+                yield f"row {int(np.argmax(differs))}: {name}: does not follow from the scores"
+
+    def _differs(self, name: str, recomputed: pa.Array) -> Array:
+        """In which rows a column is not what it should be."""
+        columns = self._column(name), recomputed
+        there, other = (column.is_valid().to_numpy(zero_copy_only=False) for column in columns)
+        if name == "measures":
+            left, right = (measure_matrix(column, len(self.header.measures)) for column in columns)
+            same = ((left == right) | (np.isnan(left) & np.isnan(right)) | _close(left, right)).all(axis=1)
+        else:
+            left, right = (column.fill_null(0).to_numpy(zero_copy_only=False) for column in columns)
+            same = left == right if name.endswith("top1") else _close(left, right)
+        differs: Array = (there != other) | (there & ~same)
+        return differs
 
 
-def _first_unequal(left: pa.Array, right: pa.Array, equal: Callable[[Array, Array], Array]) -> int | None:
-    """The first row where two nullable columns differ."""
-    there = left.is_valid().to_numpy(zero_copy_only=False)
-    same = there == right.is_valid().to_numpy(zero_copy_only=False)
-    values = [column.fill_null(0).to_numpy(zero_copy_only=False) for column in (left, right)]
-    same &= ~there | equal(*values)
-    return None if same.all() else int(np.argmin(same))
+_BESIDE: Final = {"baseline": ("candidate", TWIN), "candidate": ("baseline",), TWIN: ("baseline",)}
+_STATUSES: Final = tuple(f"{side}_{name}" for side in SIDES for name in ("status", "batch"))
+
+
+def _comparing(header: Header) -> bytes:
+    """What pairs were compared with."""
+    measures = [asdict(measure) for measure in header.measures]
+    return canonical([header.comparator, header.output, header.parameters, measures, header.kept_values])
 
 
 def _close(left: Array, right: Array) -> Array:
-    close: Array = np.abs(left - right) <= _MEAN_TOLERANCE
+    close: Array = np.abs(left - right) <= _TOLERANCE
     return close
 
 
@@ -379,8 +445,8 @@ def _first_difference(evidence: Evidence, claim: Claim) -> str:
     """The first figure that differs, by its path."""
     found, claimed = dict(_leaves(evidence.to_json())), dict(_leaves(claim.evidence))
     for path in sorted({*found, *claimed}):
-        if found.get(path) != claimed.get(path):
-            return f"{path}: the rows give {found.get(path)}, the entry says {claimed.get(path)}"
+        if found.get(path, 0) != claimed.get(path, 0):
+            return f"{path}: the rows give {found.get(path, 0)}, the entry says {claimed.get(path, 0)}"
     return "spelled differently"
 
 

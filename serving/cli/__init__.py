@@ -12,6 +12,7 @@ from serving.cli import models as models_commands
 from serving.cli import profile as profile_commands
 from serving.cli import report as report_commands
 from serving.cli import serve as serve_commands
+from serving.cli import shadow as shadow_commands
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,7 @@ app.add_typer(rollout.app, name="rollout")
 app.command("report")(report_commands.report)
 app.add_typer(labels.app, name="labels")
 app.add_typer(evidence.app, name="evidence")
+app.add_typer(shadow_commands.app, name="shadow")
 app.add_typer(models_commands.app, name="models")
 app.command("schema-diff")(models_commands.schema_diff)
 app.command("profile")(profile_commands.profile)

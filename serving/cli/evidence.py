@@ -12,17 +12,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rollout.doubts import find_doubts
 from rollout.entries import Entry, read_entries, verify_chain
 from rollout.errors import RolloutError
 from rollout.folder import JOURNAL_FILE
 from rollout.journal import Anchors, anchors
 from rollout.judge import judge
+from rollout.judgement import Judgement, Verdict
 from rollout.policy import Policy
 from rollout.status import plain
+from rollout.traffic import Snapshot
+from shadow.accounting import Ledger
 from shadow.errors import EvidenceError
 from shadow.evidence import DELTA_UNIT, ArmSums, Evidence, StageSums
 from shadow.store import Head
 from shadow.verify import Claim, Verification, verify
+
+_LONG_S: Final = 1e12  # longer than any stage
 
 app = typer.Typer(no_args_is_help=True, help="The raw evidence that decisions rest on.")
 
@@ -133,8 +139,7 @@ def _judgement_problems(entries: Sequence[Entry]) -> Iterator[str]:
         stages = tuple(entries[0]["rollout"]["stages"])
         for before, entry in pairwise(entries):
             if entry.get("judgement") and entry.get("evidence") is not None:
-                evidence = Evidence.from_json(entry["evidence"])
-                again = plain(judge(policy, evidence, stage=before["stage"], stages=stages, elapsed_s=0.0)) or {}
+                again = plain(_judged_again(policy, entry, stage=before["stage"], stages=stages)) or {}
                 yield from (
                     f"journal: entry {entry['seq']}: {each}" for each in _differences(entry["judgement"], again)
                 )
@@ -142,8 +147,21 @@ def _judgement_problems(entries: Sequence[Entry]) -> Iterator[str]:
         yield f"journal: judgements cannot be recomputed: {str(error).splitlines()[0]}"
 
 
+def _judged_again(policy: Policy, entry: Entry, *, stage: int, stages: tuple[int, ...]) -> Judgement:
+    """The judgement of an entry's sums and coverage, as if their stage had lasted for as long as it must."""
+    evidence = Evidence.from_json(entry["evidence"])
+    snapshot = Snapshot(
+        evidence=evidence, heads=(), accounting={}, coverage=Ledger.from_json(entry.get("coverage") or {})
+    )
+    doubts = find_doubts(policy, snapshot, stage=stage, stages=stages, elapsed_s=_LONG_S)
+    return judge(policy, evidence, stage=stage, stages=stages, elapsed_s=_LONG_S, doubts=doubts)
+
+
 def _differences(said: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     """Which figures of a judgement do not follow from its sums."""
+    waited = said["verdict"] == Verdict.HOLD and found["verdict"] == Verdict.PASS  # for its time
+    if said["verdict"] != found["verdict"] and not waited:
+        yield f"verdict: the sums give {found['verdict']}, the entry says {said['verdict']}"
     if not _same(said["log_m"], found["log_m"]):
         yield f"log_m: the sums give {found['log_m']}, the entry says {said['log_m']}"
     gates = {gate["gate"]: gate for gate in found["gates"]}

@@ -45,9 +45,9 @@ def test_a_killed_baseline_replica_costs_no_client_an_error(service: Service) ->
     service.play("steady", 50)
     traffic = Traffic(service, "steady")
     time.sleep(0.5)
-    victim = service.pid_of("model:steady:1")
+    victim = service.pid_of("model:steady:1:normal")
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: _replaced(service, "model:steady:1", victim), timeout_s=40, what="a new replica")
+    wait_for(lambda: _replaced(service, "model:steady:1:normal", victim), timeout_s=40, what="a new replica")
     load = traffic.stop()
     late = [error for error in load.errors if "deadline" not in error]
     assert late == []
@@ -56,11 +56,11 @@ def test_a_killed_baseline_replica_costs_no_client_an_error(service: Service) ->
 
 
 def test_a_stopped_replica_is_noticed_and_replaced(service: Service) -> None:
-    victim = service.pid_of("model:doubler:1")
+    victim = service.pid_of("model:doubler:1:normal")
     os.kill(victim, signal.SIGSTOP)
     try:
         wait_for(lambda: _logged(service, "replica_down", "doubler"), timeout_s=2, what="the silence to be noticed")
-        wait_for(lambda: _replaced(service, "model:doubler:1", victim), timeout_s=60, what="a new replica")
+        wait_for(lambda: _replaced(service, "model:doubler:1:normal", victim), timeout_s=60, what="a new replica")
     finally:
         if Path(f"/proc/{victim}").exists():
             os.kill(victim, signal.SIGCONT)

@@ -3,8 +3,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from models.errors import MalformedOutputError
+from models.errors import Malformation, MalformedOutputError
 from models.signature import check_outputs
 from models.spec import ModelSpec
 from models.tensor import NUMPY_DTYPES, Array
@@ -24,24 +26,45 @@ def test_an_answer_as_declared_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("answer", "kind", "message"),
     [
-        ({}, r"output 'scores': expected an array, found only nothing"),
-        ({"Scores": np.zeros((3, 10), "<f4")}, r"output 'scores': expected an array, found only Scores"),
-        ({"scores": np.zeros((3, 10), "<f8")}, r"expected FP32, found float64"),
-        ({"scores": np.zeros((3, 10), "<f2")}, r"expected FP32, found float16"),
-        ({"scores": np.zeros((2, 10), "<f4")}, r"expected shape \[3, 10\], found \[2, 10\]"),
-        ({"scores": np.zeros((3, 9), "<f4")}, r"expected shape \[3, 10\], found \[3, 9\]"),
-        ({"scores": np.zeros(30, "<f4")}, r"expected shape \[3, 10\], found \[30\]"),
+        ({}, Malformation.MISSING_OUTPUT, r"output 'scores': expected an array, found only nothing"),
+        (
+            {"Scores": np.zeros((3, 10), "<f4")},
+            Malformation.MISSING_OUTPUT,
+            r"output 'scores': expected an array, found only Scores",
+        ),
+        ({"scores": np.zeros((3, 10), "<f8")}, Malformation.DATATYPE, r"expected FP32, found float64"),
+        ({"scores": np.zeros((3, 10), "<f2")}, Malformation.DATATYPE, r"expected FP32, found float16"),
+        ({"scores": np.zeros((2, 10), "<f4")}, Malformation.SHAPE, r"expected shape \[3, 10\], found \[2, 10\]"),
+        ({"scores": np.zeros((3, 9), "<f4")}, Malformation.SHAPE, r"expected shape \[3, 10\], found \[3, 9\]"),
+        ({"scores": np.zeros(30, "<f4")}, Malformation.SHAPE, r"expected shape \[3, 10\], found \[30\]"),
         (
             {"scores": np.zeros((3, 10), "<f4"), "extra": np.zeros(3)},
+            Malformation.EXTRA_OUTPUT,
             r"output 'extra': expected only scores, found an output that is not declared",
         ),
     ],
 )
-def test_a_malformed_answer_names_output_expectation_and_finding(answer: dict[str, Array], message: str) -> None:
-    with pytest.raises(MalformedOutputError, match=message):
+def test_a_malformed_answer_names_kind_output_expectation_and_finding(
+    answer: dict[str, Array], kind: Malformation, message: str
+) -> None:
+    with pytest.raises(MalformedOutputError, match=message) as caught:
         check_outputs(spec(tensor("scores", "FP32", [-1, 10])), answer, 3)
+    assert caught.value.kind is kind
+    assert str(caught.value).startswith(f"{kind}: output ")
+
+
+@given(kind=st.sampled_from(Malformation), output=st.text(), expected=st.text(), found=st.text())
+def test_the_kind_can_be_read_from_the_text_alone_whatever_follows(
+    kind: Malformation, output: str, expected: str, found: str
+) -> None:
+    assert Malformation.of(str(MalformedOutputError(kind, output, expected, found))) is kind
+
+
+@pytest.mark.parametrize("text", ["", "wrong shape", "KeyError: 'wrong shape: '", "output 'y': expected an array"])
+def test_a_text_that_no_check_wrote_names_no_kind(text: str) -> None:
+    assert Malformation.of(text) is None
 
 
 def test_rows_do_not_matter_to_a_model_without_batch_dimension() -> None:

@@ -1,7 +1,7 @@
 """What the tests of journal, controller and reports play on: the seams, with a hand on each."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from rollout.controller import Controller, Judge, Limits, Tools
 from rollout.entries import Entry
 from rollout.journal import Journal, Rollout
-from rollout.judgement import GateResult, Judgement, Verdict
+from rollout.judgement import Doubt, GateResult, Judgement, Verdict
 from rollout.policy import Policy
 from rollout.traffic import Head, Priority, Readiness, Route, Snapshot
 from shadow.evidence import ArmSums, Evidence, LabelCells, StageSums
@@ -115,6 +115,10 @@ class FakeTraffic:
         if route is None or version in (route.baseline, route.candidate):
             self.torn.append(f"{model} {version} while {route}")
 
+    def unload_shadow(self, model: str, version: int) -> None:
+        self._called("unload_shadow", model, version)
+        self.loaded.discard((model, version, Priority.SHADOW))
+
     def route(self, route: Route) -> None:
         self._called("route", route.model, route.weight)
         self.routes[route.model] = route
@@ -202,8 +206,16 @@ class Stage:
         )
 
     def _judge(
-        self, _policy: Policy, _evidence: Evidence, *, stage: int, stages: Iterable[int], elapsed_s: float
+        self,
+        _policy: Policy,
+        _evidence: Evidence,
+        *,
+        stage: int,
+        stages: Iterable[int],
+        elapsed_s: float,
+        doubts: Sequence[Doubt],
     ) -> Judgement:
+        self.doubts = tuple(doubts)
         assert tuple(stages) == STAGES
         self.looks.append((stage, elapsed_s))
         if isinstance(self.judgement, Exception):

@@ -23,6 +23,8 @@ from rollout.judge import judge
 from rollout.judgement import Verdict
 from rollout.machine import Event, Position, State
 from rollout.traffic import Priority, Readiness, Route
+from shadow.accounting import Account, Company, Ledger
+from shadow.cells import Cell
 from shadow.errors import EvidenceError
 from shadow.evidence import ArmSums, Evidence, StageSums
 from shadow.evidence import Limits as EvidenceLimits
@@ -90,6 +92,20 @@ def test_the_judge_is_asked_about_the_stage_and_the_time_since_it_was_entered(st
     stage.tick(after_s=10)
     stage.tick(after_s=20)
     assert stage.looks == [(1, 10.0), (1, 30.0)]
+
+
+def test_the_judge_is_told_what_makes_the_evidence_doubtful_and_the_journal_keeps_it(stage: Stage) -> None:
+    deployment_id = stage.reach(0)
+    shed = Account(sampled=400, shed=400)
+    coverage = Ledger(
+        {Cell(0, ""): Account(sampled=4000, mirrored=4000), Cell(5, ""): shed},
+        {Cell(0, ""): Company(bucket=4000, slice=4000), Cell(5, ""): Company(bucket=400, slice=400)},
+    )
+    stage.traffic.snapshots[deployment_id] = replace(snapshot(), coverage=coverage)
+    stage.tick(Verdict.PASS)
+    (doubt,) = stage.doubts
+    assert doubt.reason.startswith("coverage is biased: requests of 256 KiB … 1 MiB: 0 % mirrored")
+    assert Ledger.from_json(stage.journal.entries(deployment_id)[-1]["coverage"]) == coverage
 
 
 @pytest.mark.parametrize("weight", [0, 5, 20, 50, 100])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rollout.bounds import Process, log_merge, log_mix_stages, mean_above, rate_above, rate_below
 from rollout.judge import CONFIDENCE_CAP, judge, judge_broken
-from rollout.judgement import GateResult, Judgement, Verdict
+from rollout.judgement import Doubt, GateResult, Judgement, Verdict
 from rollout.policy import Policy, load_policy
 from shadow.evidence import ArmSums, Evidence, LabelCells, StageSums
 from tests.rollout.sums import healthy, stage_sums
@@ -218,6 +218,52 @@ def test_a_broken_source_is_an_error_of_every_gate_and_proves_nothing() -> None:
 def test_a_stage_that_the_rollout_does_not_have_is_refused(stage: int) -> None:
     with pytest.raises(ValueError, match="of a rollout with 5 stages"):
         judge(preset(), Evidence(), stage=stage, stages=STAGES, elapsed_s=0)
+
+
+# Doubts
+
+GAP = Doubt(reason="coverage is biased: slice gate: 0 % mirrored, 81 % over all")
+TWIN = Doubt(reason="environment out of model: the twin failed", over_fail=True)
+
+
+def doubted(sums: StageSums, *doubts: Doubt, elapsed_s: float = LONG_S) -> Judgement:
+    return judge(preset(), Evidence({0: sums}), stage=0, stages=STAGES, elapsed_s=elapsed_s, doubts=doubts)
+
+
+@pytest.mark.parametrize("doubt", [GAP, TWIN], ids=["coverage", "twin"])
+def test_a_doubt_turns_a_pass_into_a_hold_with_its_reason(doubt: Doubt) -> None:
+    judgement = doubted(healthy(8000), doubt)
+    assert (judgement.verdict, judgement.reason) == (Verdict.HOLD, doubt.reason)
+    assert judgement.confidence == 0.0
+    assert judgement.gates == at({0: healthy(8000)}).gates
+
+
+def test_a_doubt_is_said_beside_what_else_is_missing() -> None:
+    judgement = doubted(healthy(8000), GAP, TWIN, elapsed_s=0)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason == f"{GAP.reason}; {TWIN.reason}; waiting for its bake time (10 min more)"
+
+
+def test_only_a_doubt_that_is_over_fail_holds_what_e_values_would_roll_back() -> None:
+    harm = stage_sums(requests=2000, failures=100)
+    assert doubted(harm, GAP) == at({0: harm})
+    judgement = doubted(harm, GAP, TWIN)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason == f"{GAP.reason}; {TWIN.reason}; the candidate: {at({0: harm}).reason}"
+
+
+def test_no_doubt_hides_a_deterministic_breach() -> None:
+    breach = stage_sums(requests=4, batches=1, readings_over=1)
+    assert doubted(breach, GAP, TWIN) == at({0: breach})
+
+
+@settings(deadline=None, max_examples=30)
+@given(sums=possible_sums(), doubts=st.lists(st.sampled_from([GAP, TWIN]), min_size=1, max_size=2))
+def test_doubts_make_no_verdict_but_hold(sums: StageSums, doubts: list[Doubt]) -> None:
+    without, judgement = at({0: sums}), doubted(sums, *doubts)
+    assert judgement.verdict in (without.verdict, Verdict.HOLD)
+    assert judgement.verdict is not Verdict.PASS
+    assert (judgement.gates, judgement.log_m) == (without.gates, without.log_m)
 
 
 # Advisory gates, and gates that bind at some stages

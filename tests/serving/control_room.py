@@ -67,17 +67,21 @@ class MemoryHost:
             return
         self.running[key] = self.next
         if self.announces and self.next[0] is Readiness.READY:
-            self._directory.announce(
-                Replica(
-                    id=f"{model}-{version}-{priority}",
-                    model=model,
-                    version=version,
-                    priority=priority,
-                    address="ipc:///nowhere",
-                    pid=0,
-                    spec=spec_of(version).to_json(),
-                )
+            self.announce(model, version, priority)
+
+    def announce(self, model: str, version: int, priority: Priority) -> None:
+        """As a replica does that has loaded its model."""
+        self._directory.announce(
+            Replica(
+                id=f"{model}-{version}-{priority}",
+                model=model,
+                version=version,
+                priority=priority,
+                address="ipc:///nowhere",
+                pid=0,
+                spec=spec_of(version).to_json(),
             )
+        )
 
     def remove(self, model: str, version: int, priority: Priority) -> None:
         del self.running[model, version, priority]
@@ -146,13 +150,14 @@ class Reporter:
         recorded = self.recorder.snapshot()
         lane = {
             "deployment_id": DEPLOYMENT,
+            "chain": f"{self.name}-1",
             "evidence": recorded.evidence.to_json(),
             "head": asdict(recorded.head) if recorded.head else None,
-            "account": self.accounting.snapshot().to_json(),
+            "ledger": self.accounting.ledger().to_json(),
             "error": error,
             "reasons": dict(recorded.reasons),
         }
-        return {"router": self.name, "pid": os.getpid(), "table": self.table, "lanes": [lane]}
+        return {"router": self.name, "pid": os.getpid(), "shadow_pid": None, "table": self.table, "lanes": [lane]}
 
     async def exchange(self, traffic: ControlTraffic, *, wait_s: float = 0.0, error: str | None = None) -> None:
         """Report, and take the table."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,17 +19,18 @@ from models.preprocess import Preprocess
 from models.spec import ModelSpec
 from models.tensor import from_numpy
 from rollout.traffic import Priority, Route
-from serving.config import Config, Model
+from serving.arena import Arena
+from serving.config import Config
 from serving.directory import Directory
-from serving.mirror import MirrorLane
+from serving.mirror import MirrorLane, Mirrors
 from serving.protocol.messages import InferRequest, InferResponse
+from serving.rehearsal import Rehearsal
 from serving.replica import Worker
 from serving.router import Router, Table
+from serving.shadow_lane import ShadowLane
 from serving.telemetry import Metrics
-from shadow.accounting import Accounting
+from shadow.accounting import Account
 from shadow.evidence import StageSums
-from shadow.recorder import Recorder
-from shadow.sampler import Sampler
 from tests.serving.doubler import BASELINE, CANDIDATE, MODEL, Doubler, spec_of
 
 DEPLOYMENT: Final = "m-2-20260101T000000Z"
@@ -106,52 +108,72 @@ class WorkerProcess:
         self._process.wait(timeout=10)
 
 
+class LocalShadow:
+    """A shadow process's part, played on the running loop; flushed by hand."""
+
+    def __init__(self, stage: "Stage", connection: socket.socket) -> None:
+        self.pid = os.getpid()
+        self.ended = False
+        self.rehearsal = Rehearsal(
+            stage.config,
+            stage.directory,
+            connection.dup(),
+            loop=asyncio.get_running_loop(),
+            arena=None if stage.arena is None else stage.arena.name,
+            on_end=self.end,
+            flush_interval_s=3600,
+        )
+
+    def end(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        """Without a loop that would still come round."""
+        self.rehearsal._timer.cancel()
+        self.rehearsal._router.close()
+        for link in self.rehearsal._links.values():
+            link.close()
+        for lane in self.rehearsal.lanes.values():
+            lane.recorder.close()
+
+
 class Stage:
     """A router on the running loop; baseline and candidate may be played by threads or by processes."""
 
-    def __init__(self, folder: Path, config: Config | None = None) -> None:
+    def __init__(self, folder: Path, config: Config | None = None, *, arena: Arena | None = None) -> None:
         self.folder = folder
         self.config = config or config_of(folder)
         self.directory = Directory(folder / "replicas")
         self.registry = CollectorRegistry()
+        self.arena = arena
+        self.mirrors = Mirrors(
+            asyncio.get_running_loop(),
+            self._start_shadow,
+            router="router",
+            most_held_bytes=1 << 30,
+            on_lost=lambda lane: self.router.forget(lane),  # noqa: PLW0108 - there is none yet
+        )
         self.router = Router(
             self.config,
             self.directory,
             loop=asyncio.get_running_loop(),
             metrics=Metrics(self.registry),
-            lane_factory=self.open_lane,
+            mirrors=self.mirrors,
+            arena=arena,
         )
-        self.disk_works = True
+        self.may_fork = True
+        self.shadows: list[LocalShadow] = []
         self._version = 0
         self._workers: list[Worker] = []
         self._backends: list[Doubler] = []
         self._processes: list[WorkerProcess] = []
-        self._recorders: list[Recorder] = []
         self.router.start()
 
-    def open_lane(self, route: Route, model: Model) -> MirrorLane:
-        """As the data server does, but flushed by hand."""
-        if not self.disk_works:
-            raise OSError("no space left on device")
-        assert route.deployment_id is not None
-        accounting = Accounting()
-        recorder = Recorder(
-            self.folder / route.deployment_id / "evidence",
-            f"chain{len(self._recorders)}",
-            route.deployment_id,
-            route.limits,
-            accounting,
-            output=model.comparator.output,
-            flush_interval_s=3600,
-        )
-        self._recorders.append(recorder)
-        return MirrorLane(
-            route.deployment_id,
-            model.mirror,
-            accounting=accounting,
-            sampler=Sampler(model.mirror.sample, route.salt),
-            recorder=recorder,
-        )
+    def _start_shadow(self, connection: socket.socket) -> "LocalShadow":
+        if not self.may_fork:
+            raise OSError("Resource temporarily unavailable")
+        self.shadows.append(LocalShadow(self, connection))
+        return self.shadows[-1]
 
     def thread(
         self,
@@ -198,15 +220,19 @@ class Stage:
         """Wait until these versions can answer."""
         await until(lambda: all(self.live(version) for version in versions))
 
+    async def in_shadow(self, replicas: int) -> None:
+        """Wait until the shadow process has met so many."""
+        await until(lambda: self.shadows and len(self.shadows[-1].rehearsal._links) == replicas)
+
     def table(
         self, *, weight: int = 0, candidate: int | None = CANDIDATE, epoch: int = 1, lease_s: float = 30.0, **route: Any
-    ) -> list[MirrorLane]:
+    ) -> None:
         """Publish a table: a rollout at this weight, or the baseline alone."""
         self._version += 1
         rollout = {"candidate": candidate, "weight": weight, "deployment_id": DEPLOYMENT, "mirror": True} | route
         fields = rollout if candidate is not None else {}
         routes = {MODEL: Route(model=MODEL, baseline=BASELINE, salt="salt", **fields)}
-        return self.router.apply(Table(epoch, self._version, lease_s, routes))
+        self.router.apply(Table(epoch, self._version, lease_s, routes))
 
     async def ask(self, value: float = 1, **fields: Any) -> InferResponse:
         """One request's right answer."""
@@ -228,19 +254,32 @@ class Stage:
         """The evidence of a stage, once nothing is on its way any more."""
         await asyncio.sleep(0.01)  # what follows an answer comes a turn of the loop after it
         await until(self._settled)
-        return self.lane.recorder.snapshot().evidence.stage(stage)
+        return self.shadow_lane.recorder.snapshot().evidence.stage(stage)
+
+    async def account(self) -> Account:
+        """The lane's account, once nothing is on its way any more."""
+        await self.sums()
+        return self.lane.account()
+
+    @property
+    def shadow_lane(self) -> ShadowLane:
+        """The same lane in the shadow process."""
+        return self.shadows[-1].rehearsal.lanes[self.lane.number]
 
     def _settled(self) -> bool:
-        self.lane.recorder.flush()
-        return self.lane.accounting.snapshot().pending == 0
+        if self.lane.number not in self.shadows[-1].rehearsal.lanes:
+            return False  # it has not heard of it yet
+        self.shadow_lane.recorder.flush()
+        self.shadows[-1].rehearsal._tell()
+        return self.lane.account().pending == 0 and not self.mirrors._stream.unsent  # type: ignore[union-attr]
 
     def close(self) -> None:
         """End all of it."""
         self.router.close()
         for backend in self._backends:
             backend.release.set()
-        for recorder in self._recorders:
-            recorder.close()
+        for shadow in self.shadows:
+            shadow.close()
         with ThreadPoolExecutor() as pool:
             list(pool.map(Worker.stop, self._workers))
         for process in self._processes:

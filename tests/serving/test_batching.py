@@ -30,7 +30,7 @@ class Sink:
         self.inflight: dict[int, Batch] = {}
         self.usable = True
         self.given = 0.0
-        self.locate = None
+        self.shares = False
         self.sent: list[Batch] = []
         self.frames: list[Sequence[Buffer]] = []
 
@@ -316,10 +316,6 @@ async def test_what_clients_want_of_a_version_is_what_waits_and_what_runs_for_th
     pool.retry(new_batch([job_of(3)]))
     await turn()
     assert (sum(batch.rows for batch in sink.inflight.values()), pool.queued_items) == (6, 8)
-    assert pool.demand == 17
-    mirrored = new_batch([job_of(4)])
-    mirrored.origin = cast(Any, object())
-    sink.inflight[mirrored.id] = mirrored
     assert pool.demand == 17
 
 

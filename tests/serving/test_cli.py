@@ -30,6 +30,8 @@ COMMANDS = [
     *(("rollout", name) for name in ("start", "status", "pause", "resume", "promote", "abort", "rollback")),
     ("labels",),
     ("labels", "add"),
+    ("shadow",),
+    *(("shadow", name) for name in ("replay", "report")),
     ("evidence",),
     ("evidence", "verify"),
     ("models",),

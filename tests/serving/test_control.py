@@ -11,8 +11,9 @@ import pytest
 
 from rollout.traffic import Head, Priority, Readiness, Route
 from serving import control
-from serving.control import ControlTraffic, table_from
+from serving.control import ControlTraffic
 from serving.directory import Directory
+from serving.router import table_from
 from shadow.errors import EvidenceError
 from shadow.labels import Label, LabelJoin
 from tests.serving.control_room import DEPLOYMENT, MemoryHost, Reporter, route_of, write_version
@@ -23,8 +24,8 @@ from tests.serving.stage import config_of
 class Room:
     """Control with its host and its routers; ``restarted`` gives the same after a crash."""
 
-    def __init__(self, folder: Path, heads: dict[str, Head] | None = None) -> None:
-        self.folder, self.config = folder, config_of(folder)
+    def __init__(self, folder: Path, heads: dict[str, Head] | None = None, **model: Any) -> None:
+        self.folder, self.config = folder, config_of(folder, **model)
         self.directory = Directory(folder / "replicas")
         self.host = MemoryHost(self.directory)
         self.heads = heads or {}
@@ -377,13 +378,36 @@ async def test_why_a_version_did_not_load_is_passed_on(room: Room) -> None:
     assert room.traffic.load(MODEL, 2, Priority.SHADOW) == (Readiness.FAILED, "sha256 mismatch")
 
 
-async def test_a_route_s_baseline_is_hosted_and_shadow_replicas_go_once_clients_come(room: Room) -> None:
+async def test_a_rollout_has_both_versions_in_shadow_for_as_long_as_it_lasts(room: Room) -> None:
+    room.traffic.route(Route(model=MODEL, baseline=1))
     room.traffic.load(MODEL, 2, Priority.SHADOW)
+    in_shadow = {(MODEL, version, Priority.SHADOW) for version in (1, 2)}
+    assert set(room.host.running) == {(MODEL, 1, Priority.NORMAL), *in_shadow}
     room.traffic.route(route_of())
     room.traffic.load(MODEL, 2, Priority.NORMAL)
-    assert set(room.host.running) == {(MODEL, 1, Priority.NORMAL), *((MODEL, 2, each) for each in Priority)}
     room.traffic.route(route_of(weight=5, stage=1))
-    assert set(room.host.running) == {(MODEL, version, Priority.NORMAL) for version in (1, 2)}
+    answering = {(MODEL, version, Priority.NORMAL) for version in (1, 2)}
+    assert set(room.host.running) == answering | in_shadow
+    room.traffic.route(Route(model=MODEL, baseline=2))
+    for version in (1, 2):
+        room.traffic.unload_shadow(MODEL, version)
+    assert set(room.host.running) == answering
+
+
+async def test_without_a_share_for_a_twin_there_is_none(tmp_path: Path) -> None:
+    write_version(tmp_path / "repository", 1)
+    room = Room(tmp_path, mirror={"twin": 0})
+    room.traffic.route(Route(model=MODEL, baseline=1))
+    room.traffic.load(MODEL, 2, Priority.SHADOW)
+    assert set(room.host.running) == {(MODEL, 1, Priority.NORMAL), (MODEL, 2, Priority.SHADOW)}
+
+
+async def test_a_twin_that_cannot_be_loaded_is_named_as_such(room: Room) -> None:
+    room.traffic.route(Route(model=MODEL, baseline=1))
+    room.host.running[MODEL, 2, Priority.SHADOW] = (Readiness.READY, "")
+    room.host.running[MODEL, 1, Priority.SHADOW] = (Readiness.FAILED, "out of memory")
+    room.host.announce(MODEL, 2, Priority.SHADOW)
+    assert room.traffic.load(MODEL, 2, Priority.SHADOW) == (Readiness.FAILED, "the baseline's twin: out of memory")
 
 
 async def test_replicas_that_an_earlier_rollout_left_at_normal_priority_go_before_the_shadow(
@@ -393,7 +417,8 @@ async def test_replicas_that_an_earlier_rollout_left_at_normal_priority_go_befor
     room.traffic.load(MODEL, 2, Priority.NORMAL)
     room.traffic.route(route_of(deployment_id="m-2-20260101T000001Z"))
     room.traffic.load(MODEL, 2, Priority.SHADOW)
-    assert set(room.host.running) == {(MODEL, 1, Priority.NORMAL), (MODEL, 2, Priority.SHADOW)}
+    in_shadow = {(MODEL, version, Priority.SHADOW) for version in (1, 2)}
+    assert set(room.host.running) == {(MODEL, 1, Priority.NORMAL), *in_shadow}
 
 
 async def test_what_the_host_failed_to_do_for_a_route_is_done_at_the_next_tick(
@@ -417,6 +442,7 @@ async def test_unloading_spares_the_baseline(room: Room) -> None:
     room.traffic.unload(MODEL, 1)
     room.traffic.unload(MODEL, 2)
     room.traffic.unload(MODEL, 2)
+    room.traffic.unload_shadow(MODEL, 1)
     assert set(room.host.running) == {(MODEL, 1, Priority.NORMAL)}
 
 

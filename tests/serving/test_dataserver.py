@@ -1,5 +1,7 @@
 """The data plane's thread: what its host hears of its health, and how several share their ports."""
 
+import os
+import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,11 +19,14 @@ from serving.board import Board
 from serving.config import Config, Server
 from serving.dataserver import DataServer
 from serving.directory import Directory
+from serving.place import Place
 from serving.protocol.headers import KEY
 from serving.replica import Worker
 from serving.router import Table
 from serving.split import arm as split
+from shadow.accounting import Ledger
 from shadow.pair import Arm
+from shadow.store import read_segments
 from tests.end_to_end.service import free_ports, wait_for
 from tests.serving.doubler import BASELINE, CANDIDATE, MODEL, Doubler, spec_of
 from tests.serving.stage import config_of
@@ -44,26 +49,26 @@ class Machine:
         self.right = 0
         self.workers = [self._worker(BASELINE)]
 
-    def _worker(self, version: int) -> Worker:
+    def _worker(self, version: int, priority: Priority = Priority.NORMAL) -> Worker:
         worker = Worker(
-            replica_id=f"r{version}",
+            replica_id=f"r{version}-{priority}",
             spec=spec_of(version),
             backend=Doubler("none"),
             directory=Directory(self.folder / "replicas"),
-            priority=Priority.NORMAL,
+            priority=priority,
             timeout_s=60,
             exit_process=lambda status: None,
         )
         worker.start()
         return worker
 
-    def candidate(self) -> None:
+    def candidate(self, priority: Priority = Priority.NORMAL) -> None:
         """A replica of the other version."""
-        self.workers.append(self._worker(CANDIDATE))
+        self.workers.append(self._worker(CANDIDATE, priority))
 
     def router(self) -> DataServer:
         """Another router; it has no table yet."""
-        started = DataServer(self.config, Directory(self.folder / "replicas"), Board(self.folder / "routers"))
+        started = DataServer(Place(self.config, self.folder))
         self.routers.append(started)
         started.start()
         return started
@@ -197,7 +202,7 @@ def test_a_data_plane_whose_loop_no_longer_comes_round_is_not_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataserver, "_STUCK_S", 0.3)
-    server = DataServer(config(tmp_path), Directory(tmp_path / "replicas"), Board(tmp_path / "routers"))
+    server = DataServer(Place(config(tmp_path), tmp_path))
     server.start()
     try:
         time.sleep(0.5)
@@ -211,3 +216,77 @@ def test_a_data_plane_whose_loop_no_longer_comes_round_is_not_alive(
     finally:
         server.stop()
     assert not server.alive
+
+
+# With a shadow process of its own
+
+
+def _lanes(router: DataServer) -> list[dict[str, Any]]:
+    lanes = list(router.report()["lanes"])
+    return [{**lane, "account": Ledger.from_json(lane["ledger"]).total.to_json()} for lane in lanes]
+
+
+def _mirrored(router: DataServer) -> int:
+    return sum(lane["account"]["mirrored"] for lane in _lanes(router))
+
+
+def _pid(router: DataServer) -> int:
+    return int(router.report()["shadow_pid"] or 0)
+
+
+@pytest.fixture
+def rehearsing(machine: Callable[..., Machine]) -> tuple[Machine, DataServer]:
+    """A router whose every request is mirrored, by the time that this has been seen."""
+    here = machine(mirror={"twin": 0.0})
+    here.candidate(Priority.SHADOW)
+    router = here.router()
+    give_table(router, candidate=CANDIDATE, deployment_id="m-2-20260101T000000Z", mirror=True)
+    wait_for(lambda: here.answers() and _mirrored(router), timeout_s=15, what="a pair")
+    return here, router
+
+
+def test_a_shadow_process_records_what_clients_were_answered_at_the_lowest_weight(
+    rehearsing: tuple[Machine, DataServer],
+) -> None:
+    here, router = rehearsing
+    assert os.getpriority(os.PRIO_PROCESS, _pid(router)) == 19
+    for _ in range(20):
+        here.ask()
+    wait_for(lambda: _lanes(router)[0]["account"]["pending"] == 0, timeout_s=15, what="all to be recorded")
+    (lane,) = _lanes(router)
+    stage = lane["evidence"]["0"]
+    assert lane["account"]["sampled"] == lane["account"]["mirrored"] == stage["items"] == stage["agree"] >= 21
+    assert (lane["head"]["chain"], lane["head"]["rows"], lane["error"]) == (lane["chain"], stage["items"], None)
+
+
+def test_no_client_notices_when_the_shadow_process_is_killed_and_another_one_goes_on(
+    rehearsing: tuple[Machine, DataServer],
+) -> None:
+    here, router = rehearsing
+    before = _pid(router)
+    os.kill(before, signal.SIGKILL)
+    assert [here.ask() for _ in range(20)] == [BASELINE] * 20
+    wait_for(lambda: not _pid(router), timeout_s=5, what="its end to be noticed")
+    assert _lanes(router)[0]["error"] == "the shadow process is gone"
+    router.receive(asdict(router._router.table))  # type: ignore[union-attr]  # as control does twice a second
+    time.sleep(1.0)
+    router.receive(asdict(router._router.table))  # type: ignore[union-attr]
+    wait_for(lambda: here.ask() and len(_lanes(router)) == 2 and _lanes(router)[1]["head"], timeout_s=15, what="pairs")
+    first, second = _lanes(router)
+    assert (first["account"]["pending"], second["error"]) == (0, None)
+    for lane in (first, second):
+        account = dict(lane["account"])
+        assert account.pop("sampled") == sum(account.values())
+
+
+def test_a_shadow_process_ends_with_its_router_and_leaves_all_durable(
+    rehearsing: tuple[Machine, DataServer],
+) -> None:
+    here, router = rehearsing
+    for _ in range(5):
+        here.ask()
+    pid, sampled = _pid(router), _lanes(router)[0]["account"]["sampled"]
+    router.stop()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=10, what="its end")
+    evidence = here.config.reports / "m-2-20260101T000000Z" / "evidence"
+    assert sum(segment.rows() for segment in read_segments(evidence)) >= sampled

@@ -177,14 +177,17 @@ def request_of(at: int, picture: bytes | None = None, **fields: Any) -> InferReq
     return InferRequest(model=MODEL, inputs={"x": tensor}, **{"request_id": f"r-{at}", "key": f"k-{at}", **fields})
 
 
-async def rehearsing(stage: Stage, *, weight: int = 0, **settings: Any) -> Doubler:
-    """Two versions that take pictures, the candidate with other settings; returns the candidate's backend."""
+async def rehearsing(stage: Stage, *, weight: int = 0, **settings: Any) -> None:
+    """Two versions that take pictures, the candidate with other settings, and both again in shadow."""
     stage.table(weight=weight)
     baseline, other = picture_spec(), picture_spec(CANDIDATE, **settings)
     stage.thread(BASELINE, spec=baseline, preprocess=preprocess_of(baseline))
-    candidate = stage.thread(CANDIDATE, spec=other, preprocess=preprocess_of(other))
+    stage.thread(BASELINE, spec=baseline, preprocess=preprocess_of(baseline), priority=Priority.SHADOW)
+    stage.thread(CANDIDATE, spec=other, preprocess=preprocess_of(other), priority=Priority.SHADOW)
+    if weight:
+        stage.thread(CANDIDATE, spec=other, preprocess=preprocess_of(other))
     await stage.cast(BASELINE, CANDIDATE)
-    return candidate
+    await stage.in_shadow(2)
 
 
 def requests_of(stage: Stage, version: int, outcome: str) -> float | None:
@@ -224,7 +227,7 @@ async def test_a_picture_that_neither_version_can_read_is_its_client_s_fault_alo
     for arm in (sums.baseline, sums.candidate):
         assert (arm.requests, arm.failures) == (6, 0)
     assert (sums.baseline if weight == 0 else sums.candidate).answers == 6
-    account = stage.lane.accounting.snapshot()
+    account = await stage.account()
     assert account.balanced
     assert account.failed == 0
     version = BASELINE if weight == 0 else CANDIDATE  # which the split had chosen for it
@@ -239,7 +242,7 @@ async def test_a_picture_that_the_candidate_alone_refuses_is_the_candidate_s_err
     assert all(isinstance(answer, InferResponse) for answer in got)
     sums = await stage.sums()
     assert (sums.candidate.requests, sums.candidate.errors, sums.candidate_only_failed) == (4, 4, 4)
-    assert (sums.baseline.failures, stage.lane.accounting.snapshot().failed) == (0, 4)
+    assert (sums.baseline.failures, stage.lane.account().failed) == (0, 4)
 
 
 async def test_in_canary_the_baseline_answers_what_the_candidate_alone_refuses_and_that_is_counted(

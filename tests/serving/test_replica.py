@@ -215,7 +215,7 @@ def test_an_answer_of_another_shape_is_malformed(client: Client, workers: list[W
     start(client, workers, Doubler("narrow"))
     _, results = client.ask(values(1, 2))
     assert [result.status for result in results] == [Status.MALFORMED] * 2
-    assert results[0].error == "output 'y': expected shape [2, 2], found [2, 1]"
+    assert results[0].error == "wrong shape: output 'y': expected shape [2, 2], found [2, 1]"
 
 
 def test_objects_that_are_no_bytes_are_malformed_and_do_not_end_the_replica(

@@ -17,8 +17,9 @@ from serving.router import Table
 from serving.split import arm
 from serving.wire import ReplyHeader, encode_reply_header
 from shadow.pair import Arm
+from shadow.store import read_segments
 from tests.serving.doubler import BASELINE, CANDIDATE, EXITS, HANGS, MODEL, RAISES, Doubler, spec_of
-from tests.serving.stage import DEADLINE_S, Stage, config_of, request_of, until
+from tests.serving.stage import DEADLINE_S, DEPLOYMENT, Stage, config_of, request_of, until
 
 COUNT = 40
 
@@ -27,7 +28,7 @@ async def rehearsing(stage: Stage, fault: str = "none", *, weight: int = 0, **ro
     """A baseline and a candidate in threads, and a rollout at this weight; returns the candidate's backend."""
     stage.table(weight=weight, **route)
     stage.thread(BASELINE)
-    candidate = stage.thread(CANDIDATE, fault)
+    candidate = stage.thread(CANDIDATE, fault, priority=Priority.NORMAL if weight else Priority.SHADOW)
     await stage.cast(BASELINE, CANDIDATE)
     return candidate
 
@@ -73,7 +74,7 @@ async def test_an_arm_in_the_header_is_served_and_is_evidence_for_nothing(
 async def test_pinned_requests_travel_in_a_mirrored_batch_but_do_not_count(stage: Stage) -> None:
     stage.table()
     baseline = stage.thread(BASELINE, "waits")
-    stage.thread(CANDIDATE)
+    stage.thread(CANDIDATE, priority=Priority.SHADOW)
     await stage.cast(BASELINE, CANDIDATE)
     first = asyncio.create_task(stage.ask(0))  # keeps the replica busy, so that the others share a batch
     await until(lambda: baseline.batches)
@@ -161,7 +162,7 @@ async def test_a_router_that_starts_again_knows_the_replicas_at_once(stage: Stag
 
 async def test_a_batch_under_way_when_a_rollout_supersedes_another_is_evidence_for_neither(stage: Stage) -> None:
     stage.table(stage=2)
-    baseline, candidate = stage.thread(BASELINE, "waits"), stage.thread(CANDIDATE)
+    baseline, candidate = stage.thread(BASELINE, "waits"), stage.thread(CANDIDATE, priority=Priority.SHADOW)
     await stage.cast(BASELINE, CANDIDATE)
     early = asyncio.create_task(stage.ask())
     await until(lambda: baseline.batches)
@@ -186,8 +187,8 @@ async def test_a_table_of_an_older_epoch_or_count_is_ignored(stage: Stage) -> No
     await rehearsing(stage, epoch=5)
     in_force = stage.router.table
     newer_but_of_an_old_controller = Table(4, 99, 30.0, {MODEL: Route(model=MODEL, baseline=CANDIDATE)})
-    assert stage.router.apply(newer_but_of_an_old_controller) == []
-    assert stage.router.apply(Table(5, 0, 30.0)) == []
+    stage.router.apply(newer_but_of_an_old_controller)
+    stage.router.apply(Table(5, 0, 30.0))
     assert stage.router.table is in_force
     assert stage.router.default_version(MODEL) == BASELINE
 
@@ -202,20 +203,31 @@ async def test_when_the_lease_runs_out_the_baseline_serves_alone_until_control_i
     assert await stage.ask_many(5) == [CANDIDATE] * 5
 
 
-async def test_a_rollout_that_ends_gives_its_lane_back_to_be_closed(stage: Stage) -> None:
+async def test_when_the_last_rollout_ends_its_evidence_is_made_durable_and_the_shadow_process_ends(
+    stage: Stage,
+) -> None:
     await rehearsing(stage)
-    lane = stage.lane
-    assert stage.table(candidate=None) == [lane]
+    await stage.ask_many(3)
+    await stage.sums()
+    await stage.ask_many(3)
+    await until(lambda: stage.lane.held_bytes == 0)
+    stage.table(candidate=None)
     assert stage.router.lanes == {}
+    await until(lambda: stage.shadows[-1].ended)
+    evidence = stage.folder / "reports" / DEPLOYMENT / "evidence"
+    assert sum(segment.rows() for segment in read_segments(evidence)) == 6
+    assert (stage.mirrors.pid, stage.mirrors.reports()) == (None, [])
     assert await stage.ask_many(3) == [BASELINE] * 3
 
 
-async def test_a_lane_that_the_disk_refuses_harms_nobody_and_is_opened_at_a_later_renewal(stage: Stage) -> None:
-    stage.disk_works = False
+async def test_a_shadow_process_that_cannot_be_had_harms_nobody_and_is_tried_again_at_a_later_renewal(
+    stage: Stage,
+) -> None:
+    stage.may_fork = False
     await rehearsing(stage, weight=100)
     assert stage.router.lanes == {}
     assert await stage.ask_many(3) == [CANDIDATE] * 3
-    stage.disk_works = True
+    stage.may_fork = True
     stage.router.renew()
     assert await stage.ask_many(3) == [CANDIDATE] * 3
     assert (await stage.sums()).candidate.answers == 3
@@ -231,7 +243,7 @@ async def test_in_shadow_every_request_is_answered_by_the_baseline_and_run_by_th
     await rehearsing(stage, fault)
     assert await stage.ask_many(COUNT) == [BASELINE] * COUNT
     sums = await stage.sums()
-    account = stage.lane.accounting.snapshot()
+    account = await stage.account()
     good = COUNT if fault == "none" else 0
     assert (sums.baseline.requests, sums.candidate.requests) == (COUNT, COUNT)
     assert (sums.items, sums.agree, sums.delta_over) == (good, good, 0)
@@ -245,7 +257,7 @@ async def test_in_shadow_every_request_is_answered_by_the_baseline_and_run_by_th
 
 async def test_both_sides_run_batches_of_the_same_size(stage: Stage) -> None:
     stage.table()
-    baseline, candidate = stage.thread(BASELINE, "slow"), stage.thread(CANDIDATE)
+    baseline, candidate = stage.thread(BASELINE, "slow"), stage.thread(CANDIDATE, priority=Priority.SHADOW)
     await stage.cast(BASELINE, CANDIDATE)
     await stage.ask_many(COUNT)
     sums = await stage.sums()
@@ -257,7 +269,7 @@ async def test_both_sides_run_batches_of_the_same_size(stage: Stage) -> None:
 async def test_a_candidate_that_dies_in_shadow_is_its_own_failure(stage: Stage) -> None:
     stage.table()
     stage.thread(BASELINE)
-    dying = stage.process(CANDIDATE, "exits")
+    dying = stage.process(CANDIDATE, "exits", priority=Priority.SHADOW)
     await stage.cast(BASELINE, CANDIDATE)
     assert (await stage.ask()).version == BASELINE
     assert (await dying.ended())[0] == 3
@@ -272,12 +284,13 @@ async def test_a_candidate_that_hangs_in_shadow_times_out(tmp_path: Path) -> Non
     try:
         candidate = await rehearsing(stage, "waits")
         await stage.ask()
-        sums = await stage.sums()
-        account = stage.lane.accounting.snapshot()
+        sums, account = await stage.sums(), await stage.account()
         assert (sums.candidate.timeouts, account.timed_out, account.sampled) == (1, 1, 1)
-        assert not stage.live(CANDIDATE)  # it may hang: it gets nothing more until it answers
+        await stage.ask(2)
+        await asyncio.sleep(0.1)
+        assert len(candidate.batches) == 1  # it may hang: it gets nothing more until it answers
         candidate.release.set()
-        await stage.cast(CANDIDATE)
+        assert (await stage.account()).mirrored == 1
     finally:
         stage.close()
 
@@ -288,13 +301,13 @@ async def test_what_the_lane_has_no_room_for_is_shed_and_the_account_balances_at
         candidate = await rehearsing(stage, "waits")
         for value in range(COUNT):
             await stage.ask(value)
-            assert stage.lane.accounting.snapshot().balanced
-        await until(lambda: stage.lane.accounting.snapshot().sampled == COUNT)
-        full = stage.lane.accounting.snapshot()
+            assert stage.lane.account().balanced
+        await until(lambda: stage.lane.account().sampled == COUNT)
+        full = stage.lane.account()
         assert (full.sampled, full.shed, full.pending) == (COUNT, COUNT - 6, 6)
         candidate.release.set()
         assert (await stage.sums()).items == 6
-        settled = stage.lane.accounting.snapshot()
+        settled = stage.lane.account()
         assert (settled.mirrored, settled.shed, settled.balanced) == (6, COUNT - 6, True)
     finally:
         stage.close()
@@ -306,8 +319,8 @@ async def test_a_batch_over_the_lane_s_bounds_by_itself_is_too_large(tmp_path: P
     try:
         candidate = await rehearsing(stage)
         await stage.ask(rows=3)
-        await until(lambda: stage.lane.accounting.snapshot().too_large == 3)
-        assert (candidate.batches, stage.lane.accounting.snapshot().balanced) == ([], True)
+        await until(lambda: stage.lane.account().too_large == 3)
+        assert (candidate.batches, stage.lane.account().balanced) == ([], True)
     finally:
         stage.close()
 
@@ -316,13 +329,12 @@ async def test_what_waits_longer_than_the_mirror_s_patience_is_shed_where_the_ca
     stage = Stage(tmp_path, config_of(tmp_path, mirror={"timeout_s": 0.3}))
     try:
         stage.table()
-        baseline, candidate = stage.thread(BASELINE), stage.thread(CANDIDATE, "slow")
+        baseline, candidate = stage.thread(BASELINE), stage.thread(CANDIDATE, "slow", priority=Priority.SHADOW)
         candidate.slow_s = 0.2
         await stage.cast(BASELINE, CANDIDATE)
         await stage.ask_many(16)
         assert len(baseline.batches) > 3
-        await stage.sums()
-        account = stage.lane.accounting.snapshot()
+        account = await stage.account()
         assert account.shed > 0
         assert account.mirrored > 0
         assert (account.timed_out, account.balanced) == (0, True)
@@ -350,30 +362,9 @@ async def test_a_share_of_the_batches_is_mirrored(tmp_path: Path) -> None:
             await stage.ask(value)
         sums = await stage.sums()
         assert 0.2 * COUNT < sums.items < 0.8 * COUNT
-        assert stage.lane.accounting.snapshot().sampled == sums.items == sum(candidate.batches)
+        assert stage.lane.account().sampled == sums.items == sum(candidate.batches)
     finally:
         stage.close()
-
-
-async def test_nothing_is_mirrored_while_a_client_s_request_waits(stage: Stage) -> None:
-    stage.table()
-    baseline, candidate = stage.thread(BASELINE, "slow"), stage.thread(CANDIDATE)
-    await stage.cast(BASELINE, CANDIDATE)
-    mirrored_while_waiting = []
-
-    def watch() -> None:
-        waiting = stage.router._pools[MODEL, BASELINE].waiting
-        if waiting and candidate.batches:
-            mirrored_while_waiting.append(len(candidate.batches))
-
-    answers = asyncio.gather(*(stage.ask(value) for value in range(32)))  # 8 batches, 20 ms each
-    while not answers.done():
-        watch()
-        await asyncio.sleep(0.002)
-    await answers
-    assert len(baseline.batches) >= 8
-    assert mirrored_while_waiting == []
-    assert (await stage.sums()).items == 32
 
 
 # In canary
@@ -495,31 +486,17 @@ async def test_what_the_candidate_fails_is_not_refused_by_a_full_queue_and_takes
         stage.close()
 
 
-async def test_a_mirror_in_a_hurry_does_not_take_the_baseline_for_hung(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, config_of(tmp_path, mirror={"timeout_s": 0.1}))
-    try:
-        stage.table(weight=100)
-        baseline, _ = stage.thread(BASELINE, "waits"), stage.thread(CANDIDATE)
-        await stage.cast(BASELINE, CANDIDATE)
-        assert (await stage.ask()).version == CANDIDATE
-        await until(lambda: baseline.batches)
-        await asyncio.sleep(0.3)
-        assert stage.live(BASELINE)
-        baseline.release.set()
-        assert (await stage.sums()).items == 1
-    finally:
-        stage.close()
-
-
-async def test_in_canary_what_the_candidate_answered_is_mirrored_to_the_baseline(stage: Stage) -> None:
+async def test_in_canary_what_the_candidate_answered_is_mirrored_to_the_baseline_s_twin(stage: Stage) -> None:
     stage.table(weight=100, stage=1)
-    stage.thread(BASELINE)
+    baseline, twin = stage.thread(BASELINE), stage.thread(BASELINE, priority=Priority.SHADOW)
     stage.thread(CANDIDATE)
     await stage.cast(BASELINE, CANDIDATE)
+    await stage.in_shadow(1)
     assert await stage.ask_many(COUNT) == [CANDIDATE] * COUNT
     sums = await stage.sums(stage=1)
     assert (sums.baseline.requests, sums.candidate.answers, sums.items) == (COUNT, COUNT, COUNT)
     assert (sums.baseline.answers, sums.candidate.answers_failed) == (0, 0)
+    assert (baseline.batches, sum(twin.batches)) == ([], COUNT)
 
 
 async def test_in_canary_a_full_queue_of_the_candidate_is_its_failure(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rollout.traffic import Priority
 from serving.errors import ModelFailedError
 from tests.serving.doubler import BASELINE, CANDIDATE, MODEL
 from tests.serving.stage import Stage, request_of
@@ -18,7 +19,7 @@ def counted(stage: Stage, version: int) -> dict[str, Any]:
 async def test_answers_are_counted_and_what_is_mirrored_is_not(stage: Stage) -> None:
     stage.table(weight=0)
     stage.thread(BASELINE)
-    stage.thread(CANDIDATE)
+    stage.thread(CANDIDATE, priority=Priority.SHADOW)
     await stage.cast(BASELINE, CANDIDATE)
     await stage.ask_many(COUNT)
     sums = await stage.sums()

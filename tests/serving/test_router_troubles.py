@@ -130,11 +130,10 @@ async def test_a_lane_that_is_opened_again_settles_nothing_of_the_one_before(sta
     stage.table()
     candidate.release.set()
     await stage.ask(2)
-    sums = await stage.sums()
-    account = stage.lane.accounting.snapshot()
+    sums, account = await stage.sums(), await stage.account()
     assert (sums.items, account.sampled, account.mirrored) == (1, 1, 1)
-    assert (stage.lane._items, stage.lane._bytes) == (0, 0)
-    assert stage.lane.recorder.snapshot().fault is None
+    await until(lambda: stage.lane.held_bytes == 0)
+    assert stage.shadow_lane.recorder.snapshot().fault is None
 
 
 async def test_a_request_that_no_replica_was_free_for_is_told_so_unless_its_client_hurried(stage: Stage) -> None:

@@ -46,6 +46,9 @@ replies = st.builds(
     preprocess_us=st.integers(0, 2**53),
     compute_us=st.integers(0, 2**53),
     peak_bytes=st.none() | st.integers(0, 2**53),
+    cpu_us=st.integers(0, 2**53),
+    process_cpu_us=st.integers(0, 2**53),
+    gpu_us=st.none() | st.integers(0, 2**53),
 )
 
 

@@ -1,6 +1,7 @@
 """Pairs for the tests of this package."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from shadow.store import Head, Header, Kind, SegmentWriter
 
 DEPLOYMENT = "digits-2-20260101T000000Z"
 LIMITS = Limits(tolerance=1e-3, latency_target_ms=5.0, latency_breach_ms=8.0, memory_bytes=1000)
-COMPARATOR = open_comparator("classification", "scores")
+PARAMETERS = {"k": 2}
+COMPARATOR = open_comparator("classification", "scores", PARAMETERS)
+MEASURES = COMPARATOR.measures
 
 
 def scores(*rows: Sequence[float]) -> NDArray[np.float32]:
@@ -44,6 +47,8 @@ def pair(
     stage: int = 0,
     at_unix_us: int = 1_000_000,
     latency_ms: float = 3.0,
+    twin: Outcome | None = None,
+    slices: Sequence[str] = (),
 ) -> Pair:
     n = len(baseline.answers)
     return Pair(
@@ -56,6 +61,8 @@ def pair(
         latencies_ms=(latency_ms,) * n,
         baseline=baseline,
         candidate=candidate,
+        twin=twin,
+        slices=tuple(slices),
     )
 
 
@@ -74,6 +81,8 @@ def header(chain: str = "router", **changes: object) -> Header:
         "limits": LIMITS,
         "comparator": "classification",
         "output": "scores",
+        "parameters": PARAMETERS,
+        "measures": MEASURES,
         "chain": chain,
     }
     return Header(**{**facts, **changes})  # type: ignore[arg-type]
@@ -83,7 +92,7 @@ def write_chain(folder: Path, segments: Sequence[Sequence[Pair]], chain: str = "
     """A chain with these segments; returns the head after each."""
     writer, heads, batches = SegmentWriter(folder, header(chain)), [], 0
     for pairs in segments:
-        heads.append(writer.write(to_table([compact(each, "scores") for each in pairs], COMPARATOR, batches)))
+        heads.append(writer.write(to_table([compact(each, COMPARATOR) for each in pairs], COMPARATOR, batches)))
         batches += len(pairs)
     return heads
 
@@ -97,23 +106,31 @@ def answers(draw: st.DrawFn, rows: int) -> Answer:
     if status is not Status.OK:
         return bad(status, draw(st.sampled_from(["", "boom", "é✓", "\ud800", "x" * 500])))
     width = draw(st.sampled_from([3, 3, 3, 4]))
+    if draw(st.booleans()):
+        shares = np.eye(width, dtype=np.float32)[draw(st.integers(0, width - 1))]
+        return Answer(status=status, outputs={"scores": np.tile((shares + 1) / (width + 1), (rows, 1))})
     values = draw(st.lists(_values, min_size=rows * width, max_size=rows * width))
     return Answer(status=status, outputs={"scores": np.array(values, dtype=np.float32).reshape(rows, width)})
 
 
 @st.composite
+def outcomes(draw: st.DrawFn, rows: Sequence[int]) -> Outcome:
+    times_ms = st.sampled_from([None, 0.0, 4.9, 5.0, 5.001, 7.0, 8.5, 1e7])
+    return Outcome(
+        answers=tuple(draw(answers(count)) for count in rows),
+        service_ms=draw(times_ms),
+        cpu_ms=draw(times_ms),
+        gpu_ms=draw(times_ms),
+        peak_memory_bytes=draw(st.sampled_from([None, 0, 1000, 1001, 3 << 30])),
+    )
+
+
+@st.composite
 def pairs(draw: st.DrawFn) -> Pair:
-    """Any pair at all: several requests of 0 to 3 rows, every mixture of ends."""
+    """Any pair at all: several requests of 0 to 3 rows, every mixture of ends, with and without a twin and slices."""
     rows = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
-    sides = [
-        outcome(
-            *(draw(answers(count)) for count in rows),
-            service_ms=draw(st.sampled_from([None, 0.0, 4.9, 5.0, 5.001, 7.0, 8.5, 1e7])),
-            peak_memory_bytes=draw(st.sampled_from([None, 0, 1000, 1001])),
-        )
-        for _ in Arm
-    ]
-    return Pair(
+    names = st.lists(st.sampled_from(["", "lobby", "gate", "other"]), min_size=len(rows), max_size=len(rows))
+    one = Pair(
         deployment_id=DEPLOYMENT,
         stage=draw(st.integers(0, 2)),
         at_unix_us=draw(st.integers(0, 2**50)),
@@ -121,6 +138,9 @@ def pairs(draw: st.DrawFn) -> Pair:
         request_ids=tuple(draw(st.text(max_size=5)) for _ in rows),
         rows=tuple(rows),
         latencies_ms=tuple(draw(st.sampled_from([0.0, 5.0, 5.001, 9.0])) for _ in rows),
-        baseline=sides[0],
-        candidate=sides[1],
+        baseline=draw(outcomes(rows)),
+        candidate=draw(outcomes(rows)),
+        twin=draw(st.none() | outcomes(rows)),
+        slices=tuple(draw(st.just([]) | names)),
     )
+    return replace(one, ran_rows=sum(rows) + draw(st.sampled_from([0, 0, 5]))) if draw(st.booleans()) else one

@@ -52,7 +52,7 @@ def write_segments(folder: Path) -> None:
     """Write segments, and note each head as reported outside, the way the database would hold it."""
     writer = SegmentWriter(folder / "evidence", header())
     for number in range(3):
-        pairs = [compact(simple_pair(f"request-{number}-{index}"), "scores") for index in range(2)]
+        pairs = [compact(simple_pair(f"request-{number}-{index}"), COMPARATOR) for index in range(2)]
         head = writer.write(to_table(pairs, COMPARATOR, 2 * number))
         (folder / "head.json").write_bytes(orjson.dumps(head.to_json()))
 
@@ -70,7 +70,7 @@ def prepare(folder: Path) -> None:
     for chain, numbers in (("one", range(0, 8, 2)), ("two", range(1, 8, 2))):
         writer = SegmentWriter(folder / "evidence", header(chain))
         pairs = [simple_pair(f"request-{number}", candidate=number % 2, stage=number % 2) for number in numbers]
-        writer.write(to_table([compact(pair, "scores") for pair in pairs], COMPARATOR, 0))
+        writer.write(to_table([compact(pair, COMPARATOR) for pair in pairs], COMPARATOR, 0))
 
 
 def tour(

@@ -11,16 +11,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.spec import TensorSpec
 from shadow.accounting import Account, Accounting
 from shadow.errors import EvidenceError, ShadowError
 from shadow.evidence import Evidence
 from shadow.pair import Arm, Pair, Status
 from shadow.recorder import Recorder
-from shadow.rows import compact, to_table
+from shadow.rows import SCHEMA, compact, to_table
 from shadow.store import read_segment, segment_name
 from shadow.sums import sums
 from shadow.verify import evidence_at, verify
-from tests.shadow.builders import COMPARATOR, DEPLOYMENT, LIMITS, bad, ok, outcome, pair, pairs, simple_pair
+from tests.shadow.builders import (
+    COMPARATOR,
+    DEPLOYMENT,
+    LIMITS,
+    MEASURES,
+    PARAMETERS,
+    bad,
+    ok,
+    outcome,
+    pair,
+    pairs,
+    simple_pair,
+)
 from tests.shadow.comparators_for_tests import POISON
 
 NEVER_S = 3600.0
@@ -29,7 +42,8 @@ COMPARATORS = "tests.shadow.comparators_for_tests"
 
 @contextmanager
 def recording(folder: Path, accounting: Accounting, **options: Any) -> Iterator[Recorder]:
-    recorder = Recorder(folder, "router", DEPLOYMENT, LIMITS, accounting, **{"flush_interval_s": NEVER_S, **options})
+    given = {"parameters": PARAMETERS, "flush_interval_s": NEVER_S, **options}
+    recorder = Recorder(folder, "router", DEPLOYMENT, LIMITS, accounting, **given)
     try:
         yield recorder
     finally:
@@ -67,8 +81,8 @@ def test_what_was_offered_is_what_counts_and_every_item_is_accounted_for(
             assert offer(recorder, accounting, one)
             recorder.flush()
         found = recorder.snapshot()
-    compacts = [compact(one, "scores") for one in some]
-    assert found.evidence == (sums(to_table(compacts, COMPARATOR, 0), LIMITS) if some else Evidence())
+    compacts = [compact(one, COMPARATOR) for one in some]
+    assert found.evidence == (sums(to_table(compacts, COMPARATOR, 0), LIMITS, MEASURES) if some else Evidence())
     assert found.errors == 0
     account = accounting.snapshot()
     assert account.balanced
@@ -324,3 +338,59 @@ def test_every_incarnation_needs_a_chain_of_its_own(tmp_path: Path) -> None:
 def test_an_unknown_comparator_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ShadowError, match="nonsense"), recording(tmp_path, Accounting(), comparator="nonsense"):
         pass
+
+
+def test_a_measure_that_the_comparator_leaves_out_is_a_fault(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting, comparator=f"{COMPARATORS}:Silent") as recorder:
+        offer(recorder, accounting, simple_pair())
+        recorder.flush()
+        assert "measure top_k_agreement: expected an array of shape [1]" in str(recorder.snapshot().fault)
+
+
+def test_a_parameter_that_the_comparator_does_not_have_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ShadowError, match="radius"), recording(tmp_path, Accounting(), parameters={"radius": 3}):
+        pass
+
+
+def test_what_is_wrong_with_the_form_of_an_answer_is_in_the_evidence(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting) as recorder:
+        offer(recorder, accounting, pair(outcome(ok([0.3, 0.7])), outcome(ok([float("nan"), 0.7]))))
+        recorder.flush()
+        found = recorder.snapshot()
+    assert found.evidence.stage(0).findings == {"not a number": 1}
+    assert found.head is not None
+    assert evidence_at(tmp_path, [found.head]) == found.evidence
+
+
+def test_one_answer_to_many_questions_is_found_across_requests_and_apart_for_the_twin(tmp_path: Path) -> None:
+    accounting, generator = Accounting(), np.random.default_rng(1)
+    same = ok(generator.random(10).tolist())
+    with recording(tmp_path, accounting) as recorder:
+        for _ in range(20):
+            good = outcome(ok(generator.random(10).tolist()))
+            offer(recorder, accounting, pair(good, outcome(same), twin=good))
+        recorder.flush()
+        stage = recorder.snapshot().evidence.stage(0)
+    assert stage.findings["constant"] > 10
+    assert stage.noise.findings == {}
+
+
+def test_outputs_declared_variable_may_differ_in_size(tmp_path: Path) -> None:
+    accounting, declared = Accounting(), TensorSpec(name="scores", datatype="FP32", shape=(-1, -1))
+    for options, findings in (({}, {"shape": 1}), ({"declared": [declared]}, {})):
+        with recording(tmp_path / str(len(options)), accounting, **options) as recorder:
+            offer(recorder, accounting, pair(outcome(ok([0.3, 0.7])), outcome(ok([0.3, 0.5, 0.2]))))
+            recorder.flush()
+            assert recorder.snapshot().evidence.stage(0).findings == findings
+
+
+def test_large_items_are_compared_but_not_kept(tmp_path: Path) -> None:
+    accounting = Accounting()
+    with recording(tmp_path, accounting, kept_values=4) as recorder:
+        offer(recorder, accounting, pair(outcome(ok(range(8))), outcome(ok(range(8)))))
+        recorder.flush()
+        found = recorder.snapshot()
+    table = read_segment(tmp_path, "router", 1).table(SCHEMA)
+    assert (table["baseline_scores"].null_count, found.evidence.stage(0).agree) == (1, 1)

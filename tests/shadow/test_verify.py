@@ -2,6 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.tensor import Array
 from shadow.accounting import Account
+from shadow.comparators import COMPARATORS, open_comparator
 from shadow.errors import EvidenceError
 from shadow.evidence import Evidence, Limits, canonical
 from shadow.labels import SCHEMA as LABEL_SCHEMA
 from shadow.labels import Label, LabelJoin
-from shadow.pair import Pair
+from shadow.pair import Answer, Pair, Status
 from shadow.rows import compact, to_table
 from shadow.store import Head, Kind, SegmentWriter, segment_name
 from shadow.sums import sums
@@ -23,6 +26,7 @@ from tests.shadow.builders import (
     COMPARATOR,
     DEPLOYMENT,
     LIMITS,
+    MEASURES,
     bad,
     header,
     ok,
@@ -35,7 +39,7 @@ from tests.shadow.builders import (
 
 
 def rows(*some: Pair) -> pa.Table:
-    return to_table([compact(each, "scores") for each in some], COMPARATOR, 0)
+    return to_table([compact(each, COMPARATOR) for each in some], COMPARATOR, 0)
 
 
 def claim(folder: Path, heads: list[Head], seq: int = 1) -> Claim:
@@ -62,7 +66,7 @@ def test_what_was_recorded_verifies_at_every_head(
     assert found.problems == ()
     assert found.claims == len(heads)
     for index, head in enumerate(heads):
-        expected = sum((sums(rows(*some), LIMITS) for some in segments[: index + 1]), Evidence())
+        expected = sum((sums(rows(*some), LIMITS, MEASURES) for some in segments[: index + 1]), Evidence())
         assert evidence_at(folder, [head]) == expected
 
 
@@ -170,10 +174,42 @@ def drop_scores(table: pa.Table) -> pa.Table:
     return with_column(table, "candidate_scores", [None] * table.num_rows)
 
 
-def spoil_batch(table: pa.Table) -> pa.Table:
-    index = table.schema.get_field_index("candidate_batch")
-    words = pa.array(["error"] * table.num_rows).dictionary_encode()
+def with_words(table: pa.Table, name: str, word: str | None) -> pa.Table:
+    index = table.schema.get_field_index(name)
+    words = pa.array([word] * table.num_rows, pa.string()).dictionary_encode()
     return table.set_column(index, table.schema.field(index), words)
+
+
+def drop_layout(table: pa.Table) -> pa.Table:
+    return with_words(drop_scores(table), "candidate_layout", None)
+
+
+def spoil_layout(table: pa.Table) -> pa.Table:
+    return with_words(table, "candidate_layout", "scores:4")
+
+
+def nonsense_layout(table: pa.Table) -> pa.Table:
+    return with_words(table, "candidate_layout", "three")
+
+
+def spoil_measures(table: pa.Table) -> pa.Table:
+    return with_column(table, "measures", [[0.5] * len(MEASURES)] * table.num_rows)
+
+
+def forget_measures(table: pa.Table) -> pa.Table:
+    return with_column(table, "measures", [None] * table.num_rows)
+
+
+def spoil_twin(table: pa.Table) -> pa.Table:
+    return with_column(table, "twin_max_delta", [0.5] * table.num_rows)
+
+
+def spoil_twin_batch(table: pa.Table) -> pa.Table:
+    return with_words(table, "twin_batch", "error")
+
+
+def spoil_batch(table: pa.Table) -> pa.Table:
+    return with_words(table, "candidate_batch", "error")
 
 
 def cut_batch(table: pa.Table) -> pa.Table:
@@ -186,7 +222,14 @@ def cut_batch(table: pa.Table) -> pa.Table:
         (spoil_delta, "row 0: max_delta: does not follow from the scores"),
         (spoil_mean, "row 0: mean_delta: does not follow from the scores"),
         (spoil_top1, "row 0: candidate_top1: does not follow from the scores"),
-        (drop_scores, "row 0: candidate_scores: expected just where both versions ran"),
+        (drop_scores, "row 0: candidate_scores: expected just where there are 4096 values or less"),
+        (drop_layout, "row 0: candidate_scores: expected just where two versions ran and this one is ok"),
+        (spoil_layout, "row 0: scores: 3 values, where its layout has 4"),
+        (nonsense_layout, "layout: expected NAME:SIZE,…;…, got 'three'"),
+        (spoil_measures, "row 0: measures: does not follow from the scores"),
+        (forget_measures, "row 0: measures: does not follow from the scores"),
+        (spoil_twin, "row 0: twin_max_delta: does not follow from the scores"),
+        (spoil_twin_batch, "row 0: twin_batch: expected ok just when a request of the batch is"),
         (spoil_batch, "row 0: candidate_batch: expected ok just when a request of the batch is"),
         (cut_batch, "row 0: batch_row: expected a batch's first row"),
     ],
@@ -194,7 +237,8 @@ def cut_batch(table: pa.Table) -> pa.Table:
 def test_rows_that_contradict_themselves_are_found_though_the_hashes_hold(
     tmp_path: Path, spoil: Callable[[pa.Table], pa.Table], complaint: str
 ) -> None:
-    honest = rows(pair(outcome(ok([1, 0, 0]), ok([0, 1, 0])), outcome(ok([1, 0, 0]), ok([0, 1, 0]))))
+    side = outcome(ok([1, 0, 0]), ok([0, 1, 0]))
+    honest = rows(pair(side, side, twin=side))
     head = SegmentWriter(tmp_path, header()).write(spoil(honest))
     found = verify(tmp_path, {"router": head})
     assert any(f"router-000001.parquet: {complaint}" in problem for problem in found.problems), found.problems
@@ -308,4 +352,71 @@ def test_damage_in_the_tail_after_the_last_decision_is_a_problem_not_a_crash(tmp
 
 
 def evidence_of(name: str) -> Evidence:
-    return sums(rows(simple_pair(name)), LIMITS)
+    return sums(rows(simple_pair(name)), LIMITS, MEASURES)
+
+
+def test_chains_must_be_compared_in_one_way(tmp_path: Path) -> None:
+    write_chain(tmp_path, [[simple_pair("a")]], "one")
+    SegmentWriter(tmp_path, header("two", parameters={"k": 1})).write(rows(simple_pair("b")))
+    assert "chains one, two: expected pairs that one comparator compared" in verify(tmp_path, {}).problems[0]
+
+
+def test_rows_whose_values_were_too_many_to_keep_are_noted_and_not_recomputed(tmp_path: Path) -> None:
+    some = [pair(outcome(ok(range(width))), outcome(ok(range(width)))) for width in (3, 8, 8)]
+    table = to_table([compact(each, COMPARATOR) for each in some], COMPARATOR, 0, kept_values=4)
+    writer = SegmentWriter(tmp_path, header(kept_values=4))
+    found = verify(tmp_path, {"router": writer.write(table)})
+    assert found.ok
+    assert found.notes == (
+        "chain router: 2 rows without scores, which are kept up to 4 values an item: not recomputed",
+    )
+    changed = with_column(table, "max_delta", [0.5, 0.0, 0.0])
+    found = verify(tmp_path, {"router": writer.write(changed)})
+    assert any("row 0: max_delta: does not follow" in problem for problem in found.problems)
+
+
+def test_values_kept_beyond_the_bound_are_found(tmp_path: Path) -> None:
+    head = SegmentWriter(tmp_path, header(kept_values=2)).write(rows(simple_pair("a")))
+    said = "row 0: baseline_scores: expected just where there are 2 values or less"
+    assert any(said in problem for problem in verify(tmp_path, {"router": head}).problems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"parameters": {"radius": 1}}, "the comparison cannot be recomputed: comparator.parameters: classification"),
+        ({"comparator": "detection"}, "the comparison cannot be recomputed"),
+        ({"measures": tuple(reversed(MEASURES))}, "header: measures: expected those of the comparator"),
+    ],
+)
+def test_a_header_that_does_not_go_with_its_rows_is_found(
+    tmp_path: Path, changes: dict[str, object], complaint: str
+) -> None:
+    head = SegmentWriter(tmp_path, header("router", **changes)).write(rows(simple_pair("a")))
+    found = verify(tmp_path, {"router": head})
+    assert any(complaint in problem for problem in found.problems), found.problems
+
+
+@pytest.mark.parametrize("kind", sorted(set(COMPARATORS) - {"segmentation"}))
+def test_what_every_comparator_said_is_recomputed(tmp_path: Path, kind: str) -> None:
+    comparator = open_comparator(kind, "scores")
+    generator = np.random.default_rng(7)
+
+    def answer(boxes: int) -> Answer:
+        scores = generator.random((6, boxes), np.float32)
+        corners = generator.random((6, boxes, 4), np.float32)
+        outputs: dict[str, Array] = {"scores": scores, "boxes": corners, "classes": np.ones((6, boxes))}
+        return Answer(status=Status.OK, outputs=outputs)
+
+    some = [pair(outcome(answer(9)), outcome(answer(9)), rows=[6], twin=outcome(answer(8))) for _ in range(3)]
+    table = to_table([compact(each, comparator) for each in some], comparator, 0)
+    changes: dict[str, Any] = {"comparator": kind, "parameters": {}, "measures": comparator.measures}
+    facts = header(**changes)
+    head = SegmentWriter(tmp_path, facts).write(table)
+    found = verify(tmp_path, {"router": head})
+    assert found.problems == found.notes == ()
+    assert found.evidence == sums(table, LIMITS, comparator.measures)
+    assert {*found.evidence.stage(0).measures} <= {measure.name for measure in comparator.measures}
+    spoiled = with_column(table, "measures", [[0.123] * len(comparator.measures)] * table.num_rows)
+    head = SegmentWriter(tmp_path / "spoiled", facts).write(spoiled)
+    assert any("measures: does not follow" in problem for problem in verify(tmp_path / "spoiled", {}).problems)

@@ -1,0 +1,1 @@
+"""What mirroring costs the clients, beside its goals."""
