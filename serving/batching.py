@@ -93,7 +93,8 @@ class Pool:
 
     If they are ``shared`` with other routers, these keep them from idling: a busy one is sent full batches alone.
 
-    ``locate`` tells where in the arena a buffer lies, ``is_baseline`` whether the version is its model's at present.
+    ``measure`` says whether batches are to be measured, ``kept`` whether what was sent is to be had again afterwards,
+    ``is_baseline`` whether the version is its model's at present. ``locate`` tells where in the arena a buffer lies.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         *,
         measure: Callable[[], bool],
+        kept: Callable[[], bool] = lambda: False,
         is_baseline: Callable[[], bool] = lambda: False,
         locate: Callable[[Buffer], int | None] | None = None,
         shared: bool = False,
@@ -115,7 +117,7 @@ class Pool:
         self._queued_bytes = 0  # of all others
         self._queue: deque[Job] = deque()
         self._retries: deque[Batch] = deque()
-        self._loop, self._measure, self._is_baseline = loop, measure, is_baseline
+        self._loop, self._measure, self._kept, self._is_baseline = loop, measure, kept, is_baseline
         self._scheduled = False
         self._timed = False
         self.max_rows = min(spec.max_batch_size, batching.max_batch_size) if spec.max_batch_size else 1
@@ -226,16 +228,15 @@ class Pool:
         batch.sent = link.given = time.monotonic()
         for job in batch.jobs:
             job.batch_id = batch.id
-        measure = self._measure()
         frames = encode_batch(
             batch.id,
             [job.rows for job in batch.jobs],
             [job.request.inputs for job in batch.jobs],
             batched=self.batched,
-            measure=measure,
+            measure=self._measure(),
             locate=self._locate if link.shares else None,
         )
-        if measure:
+        if self._kept():
             batch.frames = frames
         link.send(batch.id, batch, frames)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -20,6 +20,9 @@ from serving.errors import ConfigError
 from shadow.errors import ShadowError
 from shadow.sampler import Sampling
 from shadow.slices import MAX_SLICES, OTHER, Slices
+
+if TYPE_CHECKING:
+    from shadow.exemplars import ExemplarSettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
@@ -163,6 +166,33 @@ class Batching(_Section):
     timeout_s: Positive = 10.0
 
 
+class Exemplars(_Section):
+    """Requests that are kept with their inputs, to be looked at and run again: none, unless it says which.
+
+    ``worst`` is how many of the largest disagreements are kept, ``sample`` the share of the compared requests that is
+    kept whatever they were answered. ``max_bytes`` bounds all of a rollout's; those older than ``max_age_s`` go.
+    """
+
+    worst: int = Field(default=0, ge=0)
+    sample: float = Field(default=0.0, ge=0, le=1)
+    max_bytes: ByteSize = Field(default=ByteSize(256 * MEBIBYTE), ge=1)
+    max_age_s: Positive | None = None
+
+    def build(self) -> "ExemplarSettings":
+        """As whoever keeps them has it."""
+        from shadow.exemplars import ExemplarSettings  # brings Arrow, which routers and replicas do without
+
+        return ExemplarSettings(
+            worst=self.worst, sample=self.sample, max_bytes=self.max_bytes, max_age_s=self.max_age_s
+        )
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> Self:
+        if not self.model_fields_set:
+            return self  # Arrow is not needed to know that nothing is kept
+        return _checked(self, self.build, "mirror.exemplars.")
+
+
 class Mirror(_Section):
     """The mirror lane: the share of batches mirrored, and its bounds.
 
@@ -182,6 +212,7 @@ class Mirror(_Section):
     max_pending: int = Field(default=256, ge=1)
     max_pending_bytes: ByteSize = ByteSize(256 * MEBIBYTE)
     timeout_s: Positive = 10.0
+    exemplars: Exemplars = Exemplars()
 
     def sampling(self) -> Sampling:
         """As the sampler has it."""

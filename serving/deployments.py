@@ -6,6 +6,7 @@ Serve places, starts, watches and restarts the processes; tensors never pass thr
 import contextlib
 import logging
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,8 @@ EXCHANGE_TIMEOUT_S: Final = 4.0
 RECONNECT_S: Final = 0.25
 DRAIN_S: Final = 5.0  # how long a model replica that goes may take for what it was sent
 QUIET: Final = LoggingConfig(enable_access_log=False, log_level="WARNING")
+# A process of Ray's takes seconds of a core before it lowers its own priority, and a candidate may die every second.
+_GENTLY: Final = {"py_executable": f"nice -n 10 {sys.executable}"}
 _LIFECYCLE: Final[dict[str, Any]] = {
     "health_check_period_s": 0.5,
     "health_check_timeout_s": 5,
@@ -162,7 +165,11 @@ class ServeHost:
             name="model",
             **self._number(model, version, priority),
             max_constructor_retry_count=1,
-            ray_actor_options={"num_cpus": _cpus(replicas, priority), "num_gpus": replicas.num_gpus},
+            ray_actor_options={
+                "num_cpus": _cpus(replicas, priority),
+                "num_gpus": replicas.num_gpus,
+                "runtime_env": _GENTLY if priority is Priority.SHADOW else {},
+            },
             **_LIFECYCLE | {"graceful_shutdown_timeout_s": DRAIN_S + 1},
         )(ModelReplica)
         _deploy(name, deployment.bind(self._place, model, version, priority))

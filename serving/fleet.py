@@ -21,7 +21,8 @@ class Fleet:
     """Follows the directory of replicas. Lives on the data plane's event loop.
 
     ``is_baseline`` says whether a model's version is its baseline: that one's pool stays while its replicas restart, as
-    its requests wait for them. ``measure`` says whether a model's batches are to be measured. ``on_lost`` gets the pool
+    its requests wait for them. ``rehearsed`` says whether a model's batches are mirrored: then the candidate's are
+    measured; of the baseline the twin tells what it takes, at no client's expense. ``on_lost`` gets the pool
     and the unanswered batches of a replica that died, in the order they were sent; ``on_leaving`` the pool of one that
     withdrew.
     """
@@ -34,13 +35,13 @@ class Fleet:
         *,
         arena: Arena | None,
         is_baseline: Callable[[str, int], bool],
-        measure: Callable[[str], bool],
+        rehearsed: Callable[[str], bool],
         on_reply: Callable[[Link, ReplyHeader, Sequence[Buffer]], None],
         on_lost: Callable[[Pool, list[Batch]], None],
         on_leaving: Callable[[Pool], None],
     ) -> None:
         self._config, self._directory, self._loop, self._arena = config, directory, loop, arena
-        self._is_baseline, self._measure = is_baseline, measure
+        self._is_baseline, self._rehearsed = is_baseline, rehearsed
         self._on_reply, self._on_lost, self._on_leaving = on_reply, on_lost, on_leaving
         self._links: dict[str, Link] = {}
         self.pools: dict[tuple[str, int], Pool] = {}
@@ -55,7 +56,8 @@ class Fleet:
                 ModelSpec.from_json(replica.spec),
                 self._config.models[replica.model].batching,
                 self._loop,
-                measure=lambda: self._measure(replica.model),
+                measure=lambda: self._rehearsed(replica.model) and not self._is_baseline(*key),
+                kept=lambda: self._rehearsed(replica.model),
                 is_baseline=lambda: self._is_baseline(*key),
                 locate=None if self._arena is None else self._arena.locate,
                 shared=self._config.server.routers > 1,

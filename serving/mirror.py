@@ -45,6 +45,9 @@ _MOST_FAILURES: Final = 4096  # that wait to be sent: no batch's room is theirs
 _AGAIN_S: Final = 0.5
 _LATEST_AGAIN_S: Final = 30.0
 _STEADY_S: Final = 60.0
+_PRESSURE_SHARE: Final = 0.02  # of the latest batch in the average
+_EASY: Final = 0.5  # below this all that is sampled is admitted
+_TRICKLE: Final = 0.02
 _MOST_PAST: Final = 8  # lanes that were lost; who has been told of them remembers
 
 
@@ -77,6 +80,31 @@ class _Answered:
         return sum(map(len, self.reply)) + sum([job.nbytes for job in self.batch.jobs])
 
 
+class Yielding:
+    """Makes room for clients before the cores are full: ever less is admitted as their replicas idle less.
+
+    Where work waits whenever a replica replies, what runs beside it takes from clients whatever its priority, as cores
+    share caches, memory and, in pairs, their units. A trickle is admitted even then, so that evidence goes on. What is
+    admitted depends on the clients' load alone, never on an answer.
+    """
+
+    def __init__(self) -> None:
+        self._pressure = self._credit = 0.0
+
+    def note(self, waiting: bool) -> None:
+        """A batch was answered; whether more waited for its replica."""
+        self._pressure += _PRESSURE_SHARE * (waiting - self._pressure)
+
+    def admits(self) -> bool:
+        """Whether a batch may be mirrored now."""
+        room = max((1.0 - self._pressure) / (1.0 - _EASY), _TRICKLE)
+        self._credit = min(self._credit + room, 1.0 + room)
+        if self._credit < 1.0:
+            return False
+        self._credit -= 1.0
+        return True
+
+
 class MirrorLane:
     """Samples, bounds and counts one rollout's mirrored batches. Lives on the data plane's event loop.
 
@@ -101,6 +129,7 @@ class MirrorLane:
         self._accounting = Accounting()
         self._held: dict[int, tuple[int, int, list[Job]]] = {}  # what the shadow process has: items, bytes, requests
         self._items = self._bytes = self._numbers = self._unread = 0
+        self._yielding = Yielding()
         self._ends = Ledger()
         self._told = b"{}"
         self._lost: str | None = None  # why it takes nothing more
@@ -123,13 +152,16 @@ class MirrorLane:
         reply: Sequence[Buffer],
         *,
         batched: bool,
+        waiting: bool,
         now: float,
         at_unix_us: int,
     ) -> None:
         """Take a batch whose answers have left; ``reply`` are the frames that its replica answered with.
 
-        The candidate's own answers are evidence even where they are not mirrored: of latency, errors and memory.
+        ``waiting`` says whether more of clients' requests waited for that replica when it replied. The candidate's own
+        answers are evidence even where they are not mirrored: of latency, errors and memory.
         """
+        self._yielding.note(waiting)
         mine, jobs = self.deployment_id, batch.jobs
         recorded = [
             at
@@ -172,7 +204,7 @@ class MirrorLane:
             self._accounting.too_large(cells)
             return False
         full = self._bytes and self._bytes + nbytes > self._most_held_bytes
-        if full or self._items + items > settings.max_pending:
+        if full or self._items + items > settings.max_pending or not self._yielding.admits():
             self._accounting.shed(cells)
             return False
         self._held[self._numbers + 1] = items, nbytes, jobs
@@ -328,7 +360,9 @@ class Mirrors:
             limits=route.limits,
             chain=f"{self._router}-{uuid.uuid4().hex[:12]}",
         )
-        lane = MirrorLane(self._numbers, opening, model, send=self._stream.send, most_held_bytes=self._most_held_bytes)
+        lane = MirrorLane(
+            self._numbers, opening, model, send=self._stream.send_soon, most_held_bytes=self._most_held_bytes
+        )
         self._lanes[lane.number] = lane
         self._quiet.clear()
         self._stream.send(encode_open(lane.number, opening))

@@ -32,11 +32,13 @@ from serving.handoff import (
     encode_refused,
     encode_told,
 )
-from serving.shadow_lane import Mirrored, RouterAccounting, ShadowLane, frames_for, outcome_of
+from serving.shadow_lane import Keeper, Mirrored, RouterAccounting, ShadowLane, frames_for, outcome_of
 from serving.starvation import Starvation
 from serving.stream import FrameStream
 from serving.telemetry import log_event
 from serving.wire import ReplyHeader
+from shadow.comparators import open_comparator
+from shadow.exemplars import FOLDER, Exemplars
 from shadow.pair import Status
 from shadow.recorder import Recorded, Recorder
 
@@ -45,6 +47,7 @@ TICK_S: Final = 0.05
 _SCAN_EVERY_TICKS: Final = 4
 _TELL_EVERY_TICKS: Final = 5
 _DONE_AFTER_S: Final = 0.01
+_AHEAD: Final = 4  # batches that a replica is sent at a time
 _SUSPECT_S: Final = 1.0  # a batch that is with its replica for longer has that one's starvation watched
 _MINUTE_S: Final = 60.0
 _BURST_S: Final = 10.0  # of the budget may be spent at once
@@ -98,9 +101,9 @@ class Rehearsal:
         self._over: dict[int, list[int]] = {}
         self._links: dict[str, Link] = {}
         self._budgets: dict[str, Budget] = {}
-        self._starving: dict[int, tuple[Starvation, float]] = {}  # by batch
         self._ids = itertools.count(1)
         self._ticks = 0
+        self._pumping = False
         self._cpu_s = time.process_time()
         self._closing: set[asyncio.Task[None]] = set()
         self._router = FrameStream(loop, connection, on_message=self._take, on_end=self._hang_up)
@@ -119,7 +122,7 @@ class Rehearsal:
         if kind is Kind.MIRROR:
             handoff, batch, reply = decode_handoff(rest, message[1:])
             lane.take(handoff, batch, reply)
-            self._pump()
+            self._pump_soon()
         elif kind is Kind.ANSWERS:
             handoff, _, reply = decode_handoff(rest, message[1:])
             lane.take_answers(handoff, reply)
@@ -132,6 +135,7 @@ class Rehearsal:
         model = self._config.models[opening.model]
         accounting = RouterAccounting()
         try:
+            declared = self._outputs_of(opening)
             recorder = Recorder(
                 self._config.reports / opening.deployment_id / "evidence",
                 chain=opening.chain,
@@ -141,7 +145,7 @@ class Rehearsal:
                 comparator=model.comparator.kind,
                 output=model.comparator.output,
                 parameters=model.comparator.parameters,
-                declared=self._outputs_of(opening),
+                declared=declared,
                 flush_interval_s=self._flush_interval_s,
             )
         except (OSError, UnderstudyError) as error:
@@ -155,9 +159,32 @@ class Rehearsal:
             twin=model.mirror.twin,
             accounting=accounting,
             recorder=recorder,
+            exemplars=self._keeper_of(opening, declared),
             done=lambda batch: self._done(number, batch),
         )
         self._scan()
+
+    def _keeper_of(self, opening: Opening, declared: Sequence[TensorSpec]) -> Keeper | None:
+        """Who keeps the lane's exemplars, where any are to be kept; the lane does its work without, too."""
+        model = self._config.models[opening.model]
+        settings = model.mirror.exemplars.build()
+        if not settings.on:
+            return None
+        comparator = model.comparator
+        try:
+            return Keeper(
+                Exemplars(self._config.reports / opening.deployment_id / FOLDER, settings, opening.salt),
+                opening,
+                comparator=open_comparator(comparator.kind, comparator.output, comparator.parameters),
+                declared=declared,
+                # What a router that has hung up kept for this process is nobody's any more.
+                window=lambda mirrored: None if self._router.closed else self._window_on_arena(mirrored),
+            )
+        except (RuntimeError, UnderstudyError) as error:  # no thread could be started, or there is no such comparator
+            log_event(
+                _log, "exemplars_not_kept", level=logging.ERROR, deployment_id=opening.deployment_id, error=str(error)
+            )
+            return None
 
     def _outputs_of(self, opening: Opening) -> Sequence[TensorSpec]:
         """What the baseline declares; nothing while none of its replicas is there to tell."""
@@ -182,6 +209,8 @@ class Rehearsal:
             self._flush_done(number)
             self._router.send(_told(number, lane.recorder.snapshot(), lane.accounting))
             self._router.send(encode_closed(number))
+        if lane.exemplars is not None:
+            await asyncio.to_thread(lane.exemplars.close)
 
     def _hang_up(self, why: str) -> None:
         """The router has gone: what is recorded is made durable, and that is all that can still be done."""
@@ -254,25 +283,40 @@ class Rehearsal:
 
     def _on_reply(self, link: Link, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
         mirrored: Mirrored | None = link.inflight.pop(header.id, None)
-        self._starving.pop(header.id, None)
         self._budget(link.replica.model).spend(header.process_cpu_us * 1e-6)
         if mirrored is not None:
             mirrored.lane.settle(mirrored, link.replica.version, outcome_of(header, frames, mirrored.handoff))
-        self._pump()
+        for following in itertools.islice(link.inflight.values(), 1):
+            following.begin()  # its turn has come
+        self._pump_soon()
 
     def _on_down(self, link: Link) -> None:
         self._links.pop(link.replica.id, None)
         self._directory.withdraw(link.replica.id)
-        for batch_id, mirrored in list(link.inflight.items()):
-            self._starving.pop(batch_id, None)
-            mirrored.lane.fail(mirrored, link.replica.version, Status.ERROR, "its replica died")
+        batches = list(link.inflight.values())
         link.inflight.clear()
-        self._pump()
+        self._give_up(link, batches, Status.ERROR, "its replica died")
+        self._pump_soon()
+
+    def _give_up(self, link: Link, batches: Sequence[Mirrored], status: Status, why: str) -> None:
+        """The batch that a replica had in hand has failed; those that waited behind it are tried again."""
+        version = link.replica.version
+        for waiting in reversed(batches[1:]):
+            waiting.lane.put_back(waiting, version)
+        for mirrored in batches[:1]:
+            mirrored.lane.fail(mirrored, version, status, why)
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
+    def _pump_soon(self) -> None:
+        """Pump once after all that has come at a time."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
     def _pump(self) -> None:
-        """Send to idle replicas what waits for them."""
+        """Send to replicas what waits for them. A few batches ahead: else each would cost two wakings."""
+        self._pumping = False
         for lane in self.lanes.values():
             while lane.queue and self._budget(lane.opening.model).open:
                 mirrored, version = lane.queue[0], lane.queue[0].legs[0]
@@ -281,8 +325,8 @@ class Rehearsal:
                     lane.queue.popleft()
                     lane.skip_twin(mirrored)
                     continue
-                link = next((each for each in links if not each.inflight), None)
-                if link is None:
+                link = min(links, key=_outstanding, default=None)
+                if link is None or _outstanding(link) >= _AHEAD:
                     break
                 lane.queue.popleft()
                 self._send(mirrored, link)
@@ -296,7 +340,7 @@ class Rehearsal:
             mirrored.lane.shed(mirrored)
             return
         mirrored.legs.popleft()
-        mirrored.age = 0
+        mirrored.begin()
         link.send(batch_id, mirrored, frames)
 
     def _window_on_arena(self, mirrored: Mirrored) -> Window | None:
@@ -322,8 +366,7 @@ class Rehearsal:
         if self._ticks % _TELL_EVERY_TICKS == 0:
             self._tell()
         for link in list(self._links.values()):
-            for batch_id, mirrored in list(link.inflight.items()):
-                self._watch(link, batch_id, mirrored)
+            self._watch(link)
         for lane in self.lanes.values():
             self._age(lane)
         self._pump()
@@ -347,22 +390,28 @@ class Rehearsal:
             else:
                 lane.fail(mirrored, version, Status.TIMEOUT, "no live replica")
 
-    def _watch(self, link: Link, batch_id: int, mirrored: Mirrored) -> None:
-        """Give up a batch whose replica hangs. The time in which that one was kept from running does not count."""
+    def _watch(self, link: Link) -> None:
+        """Give up the batch that a replica has in hand if it hangs. While it is kept from running, it does not."""
+        mirrored: Mirrored | None = next(iter(link.inflight.values()), None)
+        if mirrored is None:
+            return
         mirrored.age += 1
         age_s = mirrored.age * TICK_S
         if age_s <= _SUSPECT_S:
             return
-        starvation, starved_s = self._starving.get(batch_id) or (Starvation(link.replica.pid), 0.0)
-        starved_s += starvation.since()
-        self._starving[batch_id] = starvation, starved_s
-        if age_s - starved_s > self._mirror(mirrored.lane).timeout_s:
-            link.abandon(batch_id)
-            del self._starving[batch_id]
-            mirrored.lane.fail(mirrored, link.replica.version, Status.TIMEOUT, "no answer in time")
+        if mirrored.starvation is None:
+            mirrored.starvation = Starvation(link.replica.pid)
+        mirrored.starved_s += mirrored.starvation.since()
+        if age_s - mirrored.starved_s > self._mirror(mirrored.lane).timeout_s:
+            batches = [link.abandon(batch_id) for batch_id in list(link.inflight)]
+            self._give_up(link, batches, Status.TIMEOUT, "no answer in time")
 
     def _mirror(self, lane: ShadowLane) -> Mirror:
         return self._config.models[lane.opening.model].mirror
+
+
+def _outstanding(link: Link) -> int:
+    return len(link.inflight)
 
 
 def _told(number: int, recorded: Recorded, accounting: RouterAccounting) -> list[Buffer]:

@@ -89,7 +89,7 @@ class Router:
             loop,
             arena=arena,
             is_baseline=lambda model, version: self._baseline_of(model) == version,
-            measure=lambda model: model in self._lanes,
+            rehearsed=lambda model: model in self._lanes,
             on_reply=self._on_reply,
             on_lost=self._on_lost,
             on_leaving=self._rescue_queue,
@@ -342,7 +342,7 @@ class Router:
             answered = self._answer(link.replica, batch, results)
             self._count(link.replica, batch, answered, header, started, replied)
             if link.replica.model in self._lanes:
-                self._loop.call_soon(self._answered, pool, batch, header, frames)
+                self._loop.call_soon(self._answered, pool, batch, header, frames, pool.waiting)
         pool.pump()
 
     def _count(
@@ -396,7 +396,7 @@ class Router:
         job.refusal = result.error if rejected else ""
         self._fall_back(job, result.status, result.error, counted=not rejected)
 
-    def _answered(self, pool: Pool, batch: Batch, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
+    def _answered(self, pool: Pool, batch: Batch, header: ReplyHeader, frames: Sequence[Buffer], waiting: bool) -> None:
         """After the answers have left: what they are evidence of."""
         model, version = pool.spec.name, pool.spec.version
         lane, route = self._lanes.get(model), self._table.routes[model]
@@ -408,6 +408,7 @@ class Router:
             header,
             frames,
             batched=pool.batched,
+            waiting=waiting,
             now=time.monotonic(),
             at_unix_us=time.time_ns() // 1000,
         )

@@ -1,24 +1,21 @@
 """A router's shadow process: everything that mirroring costs besides sampling and sending happens here.
 
-It has the lowest weight of the normal scheduling class, not the class below, in which its replicas run: on a machine
-without an idle core it still comes to record, a little at a time, what the candidate fails. A comparator of a user's
-that hangs or crashes takes this process along, and no client notices.
+It has the lowest scheduling class, as its replicas have: a core that runs nothing else counts as idle when a client's
+request wakes somebody up, which one that runs a process of the normal class does not, however low its weight. A user's
+comparator that hangs or crashes takes this process along, and no client notices.
 """
 
 import asyncio
-import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from serving.place import Place
-
-_NICE: Final = 19
 
 
 class ShadowProcess:
@@ -50,10 +47,11 @@ class ShadowProcess:
 
 def _serve(connection: socket.socket) -> None:
     """The child: rehearses for the router that started it, until that hangs up."""
-    os.nice(_NICE)  # before whatever takes time
+    from serving.process import keep_freed_memory, lower_priority, spare_the_collector
+
+    lower_priority()  # before whatever takes time
     import uvloop
 
-    from serving.process import keep_freed_memory, spare_the_collector
     from serving.rehearsal import Rehearsal
 
     place: Place

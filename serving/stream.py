@@ -4,10 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from socket import socket
+from typing import Final
 
 from models.tensor import Buffer
 from serving.errors import MalformedMessageError
 from serving.frames import Inbox, pack, send_some
+
+_SOON_S: Final = 0.005
+_MUCH_BYTES: Final = 64 * 1024
 
 
 class FrameStream:
@@ -29,6 +33,9 @@ class FrameStream:
         self._on_message, self._on_end = on_message, on_end
         self._inbox = Inbox()
         self._unsent: deque[Buffer] = deque()
+        self._gathered: list[Buffer] = []
+        self._gathered_bytes = 0
+        self._gathering: asyncio.TimerHandle | None = None
         self.closed = False
         connection.setblocking(False)
         loop.add_reader(connection, self._readable)
@@ -36,11 +43,15 @@ class FrameStream:
     @property
     def unsent(self) -> bool:
         """Whether the other side has still to take what was sent."""
-        return bool(self._unsent)
+        return bool(self._unsent or self._gathered)
 
     def send(self, frames: Sequence[Buffer]) -> None:
         """Send a message; what the socket does not take at once waits. Never blocks."""
-        parts = pack(frames)
+        if self._gathered:
+            self._flush()  # it came before
+        self._write(pack(frames))
+
+    def _write(self, parts: Sequence[Buffer]) -> None:
         if self._unsent:
             self._unsent.extend(parts)
             return
@@ -51,6 +62,24 @@ class FrameStream:
             return
         if self._unsent:
             self._loop.add_writer(self._socket, self._writable)
+
+    def send_soon(self, frames: Sequence[Buffer]) -> None:
+        """Send a message together with those of the next milliseconds: each waking of the other side costs both."""
+        parts = pack(frames)
+        self._gathered += parts
+        self._gathered_bytes += sum(map(len, parts))
+        if self._gathered_bytes >= _MUCH_BYTES:
+            self._flush()
+        elif self._gathering is None:
+            self._gathering = self._loop.call_later(_SOON_S, self._flush)
+
+    def _flush(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        parts, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        if parts and not self.closed:
+            self._write(parts)
 
     def close(self) -> None:
         """Disconnect; what was not taken yet is lost. ``on_end`` is not called any more."""

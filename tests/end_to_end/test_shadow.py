@@ -23,6 +23,7 @@ def test_killed_shadow_processes_and_replicas_cost_no_client_an_error_and_the_ev
     service.wait_for_state("steady", "shadow")
     traffic = Traffic(service, "steady")
     wait_for(lambda: len(shadows(service)) == routers, timeout_s=20, what="a shadow process for each router")
+    wait_for(partial(_goes_on, service, 200), timeout_s=40, what="pairs")
     for victims in (
         shadows(service),
         {service.pid_of("model:steady:1:shadow"), service.pid_of("model:steady:2:shadow")},
@@ -63,8 +64,11 @@ def test_after_a_rollout_nothing_of_its_shadow_is_left(service: Service) -> None
     assert service.pids_of("model:doubler:1:shadow")
     for version in (1, 2):
         (pid,) = service.pids_of(f"model:doubler:{version}:shadow")
-        classes = [os.sched_getscheduler(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()]
-        assert os.SCHED_IDLE in classes
+        threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+        idle = [os.sched_getscheduler(thread) == os.SCHED_IDLE for thread in threads]
+        low = [os.getpriority(os.PRIO_PROCESS, thread) >= 10 for thread in threads]
+        assert any(idle)  # what runs the model
+        assert all(low)  # and what is Ray's
     service.admin.act("doubler", "abort", reason="the test is over")
     service.wait_for_state("doubler", "aborted")
     wait_for(

@@ -1,5 +1,7 @@
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,9 @@ import yaml
 
 from serving.config import Config, load_config
 from serving.errors import ConfigError
+from shadow.exemplars import MOST, ExemplarSettings
+
+ROOT = Path(__file__).parents[2]
 
 GOOD = """\
 repository: ./models
@@ -217,3 +222,44 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == ": cannot be read: Is a directory"
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read: 'utf-8' codec" in refusal(tmp_path / "bytes.yaml")
+
+
+# Exemplars
+
+
+def test_no_exemplars_are_kept_unless_it_is_said_and_those_that_are_have_bounds(tmp_path: Path) -> None:
+    silent = load_config(write(tmp_path, GOOD)).models["digits"].mirror.exemplars
+    assert (silent.build(), silent.build().on) == (ExemplarSettings(), False)
+    path = changed(tmp_path, "models.digits.mirror.exemplars", {"worst": 8, "max_bytes": "1GiB", "max_age_s": 3600})
+    said = load_config(path).models["digits"].mirror.exemplars
+    assert said.build() == ExemplarSettings(worst=8, max_bytes=1 << 30, max_age_s=3600.0)
+    assert said.build().on
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expectation"),
+    [
+        ("worst", -1, "exemplars.worst: Input should be greater than or equal to 0, got -1"),
+        ("worst", MOST + 1, f"exemplars: expected worst: expected a number from 0 to {MOST}, got {MOST + 1}"),
+        ("sample", 1.5, "exemplars.sample: Input should be less than or equal to 1, got 1.5"),
+        ("max_bytes", 0, "exemplars.max_bytes: Input should be greater than or equal to 1, got 0"),
+        ("max_age_s", 0, "exemplars.max_age_s: Input should be greater than 0, got 0"),
+        ("max_age", 1, "exemplars.max_age: unknown key"),
+    ],
+)
+def test_a_wrong_setting_of_exemplars_is_named(tmp_path: Path, field: str, value: Any, expectation: str) -> None:
+    said = refusal(changed(tmp_path, f"models.digits.mirror.exemplars.{field}", value))
+    assert f"models.digits.mirror.{expectation}" in said
+
+
+def test_a_process_that_keeps_no_exemplars_does_without_arrow(tmp_path: Path) -> None:
+    script = "\n".join(
+        [
+            "import pathlib, sys",
+            "from serving.config import load_config",
+            "load_config(pathlib.Path(sys.argv[1]))",
+            "sys.exit('pyarrow' in sys.modules)",
+        ]
+    )
+    path = write(tmp_path, GOOD)
+    assert subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, timeout=60, check=False).returncode == 0

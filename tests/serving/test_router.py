@@ -332,8 +332,8 @@ async def test_what_waits_longer_than_the_mirror_s_patience_is_shed_where_the_ca
         baseline, candidate = stage.thread(BASELINE), stage.thread(CANDIDATE, "slow", priority=Priority.SHADOW)
         candidate.slow_s = 0.2
         await stage.cast(BASELINE, CANDIDATE)
-        await stage.ask_many(16)
-        assert len(baseline.batches) > 3
+        await stage.ask_many(COUNT)
+        assert len(baseline.batches) > 6
         account = await stage.account()
         assert account.shed > 0
         assert account.mirrored > 0
