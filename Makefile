@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench mirror-tax findings alternatives peers load soak fuzz wrk h2load proto perf_analyzer foreign_clients reference clean
+.PHONY: setup demo test check format bench mirror_tax findings alternatives peers load soak fuzz wrk h2load proto perf_analyzer foreign_clients reference clean
 
 setup: $(READY)
 
@@ -40,7 +40,7 @@ bench: $(READY) wrk
 	$(BIN)/python -m benchmarks.overhead
 
 # What mirroring costs clients, closed and open loop, in shadow and in canary, with good and with faulty candidates.
-mirror-tax: $(READY) wrk
+mirror_tax: $(READY) wrk
 	$(BIN)/python -m benchmarks.mirror_tax
 
 # Planted structural faults are found and named; noise is not.

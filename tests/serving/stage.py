@@ -135,6 +135,8 @@ class LocalShadow:
             link.close()
         for lane in self.rehearsal.lanes.values():
             lane.recorder.close()
+            if lane.exemplars is not None:
+                lane.exemplars.close()
 
 
 class Stage:
