@@ -22,6 +22,7 @@ from rollout.doubts import find_doubts
 from rollout.entries import Entry
 from rollout.errors import RolloutError, StaleControllerError
 from rollout.exporter import Exporter
+from rollout.findings import reported
 from rollout.folder import JOURNAL_FILE
 from rollout.journal import Journal, Rollout
 from rollout.judge import judge, judge_broken
@@ -519,6 +520,7 @@ class Controller:
             judgement=look.judgement if look else None,
             accounting=snapshot.accounting if snapshot else {},
             coverage=snapshot.coverage if snapshot else Ledger(),
+            findings=reported(snapshot.evidence) if snapshot else (),
             heads=tuple(self._journal.heads(rollout.deployment_id).values()),
             fault=self._faults.get(rollout.deployment_id),
         )

@@ -4,6 +4,8 @@ from math import log
 from typing import Final
 
 from rollout.bounds import rate_above
+from rollout.gates.text import percent
+from shadow.evidence import Evidence
 from shadow.findings import Finding
 
 ALPHA: Final = 1e-3  # of each kind, over the whole rollout
@@ -45,3 +47,20 @@ def established(finding: Finding, count: int, twin_count: int, n: int) -> bool:
     if count < LEAST or float(_TOO_OFTEN.log_e((count, n - count))) < _LOG_LEVEL:
         return False
     return not twin_count or float(_MORE_OFTEN.log_e((count, twin_count))) >= _LOG_LEVEL
+
+
+def reported(evidence: Evidence) -> tuple[str, ...]:
+    """What is structurally wrong with the candidate's answers, of the whole rollout, fit to print.
+
+    The twin runs a share of the requests alone: what it shows is taken to be as frequent among the others.
+    """
+    total = evidence.total()
+    n = max(total.pairs, *total.findings.values(), 1)
+    share = total.twin.requests / n
+    lines = []
+    for finding, count in total.findings.items():
+        twin_count = total.noise.findings.get(finding, 0)
+        of_all = min(round(twin_count / share), n) if share else 0
+        if established(Finding(finding), count, of_all, n):
+            lines.append(f"{finding}: {percent(count / n)} ({count} of {n} requests)")
+    return tuple(lines)

@@ -23,6 +23,7 @@ class RolloutStatus:
     heads: tuple[Head, ...]
     fault: str | None  # what keeps the controller from acting, if anything does
     coverage: Ledger = field(default_factory=Ledger)  # the same account, by size and slice
+    findings: tuple[str, ...] = ()  # what is structurally wrong with the candidate's answers
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -54,6 +55,7 @@ class RolloutStatus:
             "missing": list(self.missing),
             "accounting": dict(self.accounting),
             "coverage": self.coverage.to_json(),
+            "findings": list(self.findings),
             "heads": [asdict(head) for head in self.heads],
             "outcome": conclusion.outcome.value,
             "confidence": conclusion.confidence,

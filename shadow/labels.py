@@ -23,7 +23,18 @@ from shadow.errors import EvidenceError, ShadowError
 from shadow.evidence import Evidence, Limits
 from shadow.pair import Status
 from shadow.rows import SCHEMA as PAIR_SCHEMA
-from shadow.store import Head, Header, Kind, Segment, SegmentWriter, chains, read_segment, read_segments, segment_name
+from shadow.store import (
+    Head,
+    Header,
+    Kind,
+    Segment,
+    SegmentWriter,
+    chains,
+    latest_checkpoint,
+    read_segment,
+    read_segments,
+    segment_name,
+)
 from shadow.sums import label_sums
 
 CHAIN: Final = "labels"
@@ -197,6 +208,8 @@ class LabelJoin:
         marked, written = self._progress().get(CHAIN, 0), self._writer.head.segments if self._writer.head else 0
         if marked > written:
             raise EvidenceError(f"{self._folder}: chain {CHAIN} has {written} segments, but {marked} were written")
+        if (checkpoint := latest_checkpoint(self._folder, CHAIN)) is not None:
+            self._evidence = checkpoint.evidence
         for segment in read_segments(self._folder, CHAIN):
             table = segment.table(SCHEMA)
             self._evidence += label_sums(table)
@@ -206,11 +219,18 @@ class LabelJoin:
     def _unread(self, most: int, within: Mapping[str, int] | None) -> Iterator[Segment]:
         progress = self._progress()
         for chain in self._sources() if within is None else within:
-            number = progress.get(chain, 0) + 1
             last = None if within is None else within[chain]
+            number = self._first_unread(chain, progress.get(chain, 0) + 1, last)
             while most > 0 and self._may_read(chain, number, last):
                 yield read_segment(self._folder, chain, number)
                 number, most = number + 1, most - 1
+
+    def _first_unread(self, chain: str, number: int, last: int | None) -> int:
+        """The segment to go on with: this one, or the first after a checkpoint that took its place."""
+        if (last is not None and number > last) or (self._folder / segment_name(chain, number)).exists():
+            return number
+        checkpoint = latest_checkpoint(self._folder, chain)  # lists the folder; so only where a segment is missing
+        return max(number, checkpoint.head.segments + 1) if checkpoint is not None else number
 
     def _may_read(self, chain: str, number: int, last: int | None) -> bool:
         return number <= last if last is not None else (self._folder / segment_name(chain, number)).exists()

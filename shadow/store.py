@@ -1,8 +1,11 @@
-"""Evidence on disk: chains of immutable Parquet segments.
+"""Evidence on disk: chains of immutable Parquet segments, the oldest of which may have become a checkpoint.
 
 A chain is written by one writer, segment after segment: ``<chain>-000001.parquet``, ``<chain>-000002.parquet``, …
 Its head after segment k is ``sha256(head of k − 1 ‖ sha256(bytes of segment k))``, and every segment names the head it
 follows, so that a changed byte breaks the chain, and a cut tail disagrees with a head that was recorded elsewhere.
+
+``<chain>.checkpoint-000007.json`` stands for segments 1…7 of its chain: their sums, and the head that segment 8
+follows. Of several checkpoints the latest counts; the segments that it covers are not read, whether there or not.
 
 ``folder`` is everywhere the rollout's evidence folder, ``<reports>/<deployment_id>/evidence``.
 """
@@ -10,7 +13,7 @@ follows, so that a changed byte breaks the chain, and a cut tail disagrees with 
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
@@ -23,14 +26,16 @@ import pyarrow.parquet as pq
 from shadow.accounting import Account
 from shadow.comparators import Measure
 from shadow.errors import EvidenceError, ShadowError
-from shadow.evidence import Limits, canonical
+from shadow.evidence import Evidence, Limits, canonical
 from shadow.rows import KEPT_VALUES, SIDES
 
 FORMAT: Final = 2
 GENESIS: Final = "0" * 64
 _HEADER_KEY: Final = b"understudy"
 _CHAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 _FILE: Final = re.compile(rf"(?P<chain>{_CHAIN.pattern})-(?P<number>[0-9]{{6,}})\.parquet")
+_CHECKPOINT: Final = re.compile(rf"(?P<chain>{_CHAIN.pattern})\.checkpoint-(?P<number>[0-9]{{6,}})\.json")
 _SCORE_LEAVES: Final = frozenset(f"{side}_scores.list.element" for side in SIDES)  # noise: no gain
 
 
@@ -72,9 +77,13 @@ class Header:
     previous: str = GENESIS
     account: Account = field(default_factory=Account)  # the mirror's, since the chain's start
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the format."""
+        return {"format": FORMAT, **asdict(self)}
+
     def to_bytes(self) -> bytes:
         """The canonical JSON of it."""
-        return canonical({"format": FORMAT, **asdict(self)})
+        return canonical(self.to_json())
 
     @classmethod
     def of(cls, schema: pa.Schema) -> Self:
@@ -83,14 +92,86 @@ class Header:
         Raises:
             ValueError, KeyError, TypeError, ShadowError: there is none, or it is not of this format.
         """
-        value = orjson.loads((schema.metadata or {})[_HEADER_KEY])
-        if (found := value.pop("format")) != FORMAT:
+        return cls.from_json(orjson.loads((schema.metadata or {})[_HEADER_KEY]))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError, KeyError, TypeError, ShadowError: it is not of this format.
+        """
+        if (found := value["format"]) != FORMAT:
             raise ValueError(f"written in format {found}; this release reads format {FORMAT}")
-        value["kind"] = Kind(value["kind"])
-        value["limits"] = Limits(**value["limits"])
-        value["measures"] = tuple(Measure(**measure) for measure in value["measures"])
-        value["account"] = Account.from_json(value["account"])
-        return cls(**value)
+        facts = {name: part for name, part in value.items() if name != "format"}
+        facts["kind"] = Kind(facts["kind"])
+        facts["limits"] = Limits(**facts["limits"])
+        facts["measures"] = tuple(Measure(**measure) for measure in facts["measures"])
+        facts["account"] = Account.from_json(facts["account"])
+        return cls(**facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What is left of a chain's segments 1…k after their rows were deleted.
+
+    ``header`` is that of segment k, with the account as it was then; ``head`` is the head after it.
+    """
+
+    header: Header
+    head: Head
+    evidence: Evidence  # the sums of all rows up to the head
+    batches: int = 0  # of a chain of pairs: rows of a batch with a smaller number are in it, those of others are not
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        return f"{self.head.chain}.checkpoint-{self.head.segments:06}.json"
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON of it, with the sha256 of the canonical JSON of all else."""
+        facts = {
+            "header": self.header.to_json(),
+            "head": self.head.to_json(),
+            "evidence": self.evidence.to_json(),
+            "batches": self.batches,
+        }
+        return canonical({**facts, "sha256": sha256(canonical(facts)).hexdigest()})
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """The inverse of ``to_bytes``.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, ShadowError: it is not one, or was changed.
+        """
+        value = orjson.loads(data)
+        facts = {name: part for name, part in value.items() if name != "sha256"}
+        if canonical(value) != data or sha256(canonical(facts)).hexdigest() != value["sha256"]:
+            raise ValueError("changed: its content is not that of its sha256")
+        header, head = Header.from_json(facts["header"]), Head(**facts["head"])
+        if (header.chain, header.number) != (head.chain, head.segments):
+            raise ValueError(f"header: expected that of segment {head.segments} of chain {head.chain}")
+        found = cls(header=header, head=head, evidence=Evidence.from_json(facts["evidence"]), batches=facts["batches"])
+        counts = (head.segments, head.rows, found.batches)
+        if not _SHA256.fullmatch(head.sha256) or not all(map(_is_sound, counts, (0, 0, 0))):
+            raise ValueError("head: expected a chain's head and whole numbers")
+        if not (_is_sound(found.evidence, Evidence()) and _is_sound(header.account, Account())):
+            raise ValueError("evidence, account: expected sums of whole numbers")
+        return found
+
+
+def _is_sound(value: Any, like: Any) -> bool:
+    """Whether what was read has the types that sums have, down to every count."""
+    if isinstance(like, int):
+        return type(value) is int and value >= 0
+    if isinstance(like, Mapping):
+        return isinstance(value, Mapping) and all(
+            not isinstance(part, Mapping) and _is_sound(part, type(part)()) for part in value.values()
+        )
+    return type(value) is type(like) and all(
+        _is_sound(getattr(value, each.name), getattr(like, each.name)) for each in fields(like)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +244,28 @@ def chains(folder: Path) -> dict[str, int]:
     Raises:
         EvidenceError: the folder cannot be read.
     """
-    last: dict[str, int] = {}
+    return {chain: extent.last for chain, extent in _extents(folder).items()}
+
+
+@dataclass(slots=True)
+class _Extent:
+    """How far a chain reaches: the last segment of its latest checkpoint, 0 without one, and its last of all."""
+
+    covered: int = 0
+    last: int = 0
+
+
+def _extents(folder: Path) -> dict[str, _Extent]:
+    found: dict[str, _Extent] = {}
     for name in _names(folder):
         if match := _FILE.fullmatch(name):
-            last[match["chain"]] = max(last.get(match["chain"], 0), int(match["number"]))
-    return dict(sorted(last.items()))
+            extent = found.setdefault(match["chain"], _Extent())
+            extent.last = max(extent.last, int(match["number"]))
+        elif match := _CHECKPOINT.fullmatch(name):
+            extent = found.setdefault(match["chain"], _Extent())
+            extent.covered = max(extent.covered, int(match["number"]))
+            extent.last = max(extent.last, extent.covered)
+    return dict(sorted(found.items()))
 
 
 def _names(folder: Path) -> list[str]:
@@ -177,6 +275,47 @@ def _names(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise EvidenceError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def latest_checkpoint(folder: Path, chain: str) -> Checkpoint | None:
+    """What stands for a chain's first segments; None where all of them are segments still.
+
+    Raises:
+        EvidenceError: it cannot be read, was changed, or is another chain's.
+    """
+    extent = _extents(folder).get(chain, _Extent())
+    return _read_checkpoint(folder, chain, extent.covered) if extent.covered else None
+
+
+def _read_checkpoint(folder: Path, chain: str, number: int) -> Checkpoint:
+    path = folder / f"{chain}.checkpoint-{number:06}.json"
+    try:
+        found = Checkpoint.of(path.read_bytes())
+    except OSError as error:
+        raise EvidenceError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ShadowError) as error:
+        raise EvidenceError(f"{path}: not a checkpoint of evidence: {_line(error)}") from error
+    if found.name != path.name:
+        raise EvidenceError(f"{path}: head: it is checkpoint {found.head.segments} of chain {found.head.chain}")
+    return found
+
+
+def covered_files(folder: Path, checkpoint: Checkpoint) -> Iterator[Path]:
+    """The files that a checkpoint makes needless: segments, earlier checkpoints, and what a crash left of these.
+
+    Raises:
+        EvidenceError: the folder cannot be read.
+    """
+    return (folder / name for name in _names(folder) if _is_covered(name, checkpoint.head))
+
+
+def _is_covered(name: str, end: Head) -> bool:
+    if segment := _FILE.fullmatch(name):
+        return segment["chain"] == end.chain and int(segment["number"]) <= end.segments
+    checkpoint = _CHECKPOINT.fullmatch(name.removeprefix(".").removesuffix(".tmp"))
+    if checkpoint is None or checkpoint["chain"] != end.chain:
+        return False
+    return name.startswith(".") or int(checkpoint["number"]) < end.segments
 
 
 def read_segment(folder: Path, chain: str, number: int) -> Segment:
@@ -195,26 +334,32 @@ def read_segment(folder: Path, chain: str, number: int) -> Segment:
 def read_segments(folder: Path, chain: str | None = None, *, after: int = 0) -> Iterator[Segment]:
     """All segments of a folder, or of one chain, in order; those numbered over ``after`` only.
 
+    Those that a checkpoint covers are not read.
+
     Raises:
         EvidenceError: a segment is missing or cannot be read.
     """
-    for name, count in chains(folder).items():
+    for name, extent in _extents(folder).items():
         if chain in (None, name):
-            for number in range(after + 1, count + 1):
+            for number in range(max(after, extent.covered) + 1, extent.last + 1):
                 yield read_segment(folder, name, number)
 
 
 def walk_chain(folder: Path, chain: str) -> Iterator[tuple[Segment, Head]]:
     """A chain's segments with the head that each makes; checks that every segment follows the one before.
 
+    The first one follows the chain's checkpoint, where it has one.
+
     Raises:
         EvidenceError: names the file whose bytes are not those that the next segment was written after.
     """
-    sha, rows, before = GENESIS, 0, folder
-    for segment in read_segments(folder, chain):
+    start = latest_checkpoint(folder, chain)
+    sha, rows, before = (start.head.sha256, start.head.rows, folder / start.name) if start else (GENESIS, 0, None)
+    for segment in read_segments(folder, chain, after=start.head.segments if start else 0):
         if segment.header().previous != sha:
-            culprit = before if segment.number > 1 else segment.path
-            raise EvidenceError(f"{culprit}: its bytes are not those that {segment.path.name} was written after")
+            raise EvidenceError(
+                f"{before or segment.path}: its bytes are not those that {segment.path.name} was written after"
+            )
         sha, rows, before = successor(sha, segment.digest), rows + segment.rows(), segment.path
         yield segment, Head(chain=chain, segments=segment.number, rows=rows, sha256=sha)
 
@@ -233,7 +378,8 @@ class SegmentWriter:
             raise EvidenceError(f"chain: expected letters, digits, '_', '.' and '-', got {header.chain!r}")
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._header = folder, header
-        self.head: Head | None = None
+        checkpoint = latest_checkpoint(folder, header.chain)
+        self.head: Head | None = checkpoint.head if checkpoint else None
         for _, head in walk_chain(folder, header.chain):
             self.head = head
 
@@ -246,11 +392,7 @@ class SegmentWriter:
         before = self.head or Head(chain=self._header.chain, segments=0, rows=0, sha256=GENESIS)
         number = before.segments + 1
         data = self._encode(table, number, before.sha256, account or Account())
-        path = self._folder / segment_name(before.chain, number)
-        temporary = path.with_name(f".{path.name}.tmp")
-        _write_synced(temporary, data)
-        temporary.replace(path)
-        sync_folder(self._folder)
+        write_whole(self._folder / segment_name(before.chain, number), data)
         sha = successor(before.sha256, sha256(data).digest())
         self.head = Head(chain=before.chain, segments=number, rows=before.rows + table.num_rows, sha256=sha)
         return self.head
@@ -272,7 +414,19 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [f"{each.name}.list.element" if pa.types.is_list(each.type) else each.name for each in schema]
 
 
-def _write_synced(path: Path, data: memoryview) -> None:
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Put a file in its place, whole or not at all; when this returns it survives a loss of power.
+
+    Raises:
+        OSError: it could not be written; what was there before is there still.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    _write_synced(temporary, data)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -3,6 +3,9 @@
 Trust starts from heads that were recorded elsewhere (database, journal): a chain must reach each of them with the same
 bytes. Rows after the last recorded head are there because a router was ahead of the last decision; they are checked,
 but no figure rests on them.
+
+Rows that ``shadow.checkpoint`` deleted cannot be recomputed. Their sums are believed because the chain goes on from the
+head beside them, and because an entry of the journal agrees with them: it says what they and the rows since add up to.
 """
 
 from collections import Counter
@@ -24,9 +27,20 @@ from shadow.labels import SCHEMA as LABEL_SCHEMA
 from shadow.pair import Status
 from shadow.rows import SCHEMA as PAIR_SCHEMA
 from shadow.rows import SIDES, TWIN, Scores, comparison_columns, measure_matrix
-from shadow.store import Head, Header, Kind, Segment, chains, read_segments, walk_chain
+from shadow.store import (
+    Checkpoint,
+    Head,
+    Header,
+    Kind,
+    Segment,
+    chains,
+    latest_checkpoint,
+    read_segments,
+    walk_chain,
+)
 from shadow.sums import label_sums, sums
 
+SCHEMAS: Final = {Kind.PAIRS: PAIR_SCHEMA, Kind.LABELS: LABEL_SCHEMA}
 _TOLERANCE: Final = 1e-9  # means and products of doubles depend on the order of their terms, and that on the machine
 _ItemKey: TypeAlias = tuple[str, int]  # request id, item
 
@@ -74,18 +88,20 @@ def run_id(evidence: Evidence, heads: Iterable[Head]) -> str:
 
 
 def evidence_at(folder: Path, heads: Iterable[Head]) -> Evidence:
-    """The sums at some chain heads, recomputed from the raw rows of these chains up to there.
+    """The sums at some chain heads: of the rows up to there, recomputed, and of the checkpoints before these rows.
 
     Raises:
-        EvidenceError: the evidence is not what it was at these heads; names the file.
+        EvidenceError: the evidence is not what it was at these heads, or they lie before a checkpoint; names the file.
     """
     return sum((_chain_evidence(folder, head) for head in heads if head.segments), Evidence())
 
 
 def _chain_evidence(folder: Path, head: Head) -> Evidence:
     total = Evidence()
-    for segment, found in walk_chain(folder, head.chain):
-        total += _segment_evidence(segment)
+    for part, found in _parts(folder, head.chain):
+        total += part
+        if found.segments > head.segments:
+            raise EvidenceError(f"{folder}: chain {head.chain}: {_gone(head, found)}")
         if found.segments == head.segments:
             if found != head:
                 raise EvidenceError(f"{folder}: chain {head.chain}: {_changed(head, found)}")
@@ -93,15 +109,26 @@ def _chain_evidence(folder: Path, head: Head) -> Evidence:
     raise EvidenceError(f"{folder}: chain {head.chain}: cut: {head.segments} segments were recorded")
 
 
-def _segment_evidence(segment: Segment) -> Evidence:
-    header = segment.header()
-    if header.kind is Kind.LABELS:
-        return label_sums(segment.table(LABEL_SCHEMA))
-    return sums(segment.table(PAIR_SCHEMA), header.limits, header.measures)
+def _parts(folder: Path, chain: str) -> Iterator[tuple[Evidence, Head]]:
+    """The sums of a chain's checkpoint and of each of its segments, with the head after it."""
+    if (checkpoint := latest_checkpoint(folder, chain)) is not None:
+        yield checkpoint.evidence, checkpoint.head
+    for segment, head in walk_chain(folder, chain):
+        header = segment.header()
+        yield table_evidence(header, segment.table(SCHEMAS[header.kind])), head
+
+
+def table_evidence(header: Header, table: pa.Table) -> Evidence:
+    """The sums of one segment's rows."""
+    return label_sums(table) if header.kind is Kind.LABELS else sums(table, header.limits, header.measures)
 
 
 def _changed(recorded: Head, found: Head) -> str:
     return f"changed: the head after segment {recorded.segments} was {recorded.sha256}, now {found.sha256}"
+
+
+def _gone(recorded: Head, found: Head) -> str:
+    return f"{recorded.segments} segments were recorded, but the first {found.segments} are a checkpoint now"
 
 
 def verify(folder: Path, heads: Mapping[str, Head], claims: Sequence[Claim] = ()) -> Verification:
@@ -116,6 +143,7 @@ def verify(folder: Path, heads: Mapping[str, Head], claims: Sequence[Claim] = ()
     audit.check_anchors(anchors)
     audit.recompute(anchors)
     right = sum(audit.check_claim(claim) for claim in claims)
+    audit.check_checkpoints()
     return Verification(
         evidence=audit.evidence_at(heads.values()) or Evidence(),
         chains=audit.reports(anchors),
@@ -125,12 +153,22 @@ def verify(folder: Path, heads: Mapping[str, Head], claims: Sequence[Claim] = ()
     )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Chain:
-    """What is known of one chain: the head after each segment, and its header without the place in the chain."""
+    """What is known of one chain: the head after its checkpoint and each segment, by their numbers.
 
-    heads: list[Head]
+    ``header`` is that of all of them, without the place in the chain.
+    """
+
+    heads: Mapping[int, Head]
+    end: Head  # after the last segment
     header: Header
+    checkpoint: Checkpoint | None
+
+    @property
+    def covered(self) -> int:
+        """How many segments are a checkpoint."""
+        return self.checkpoint.head.segments if self.checkpoint else 0
 
 
 class _Audit:
@@ -145,6 +183,8 @@ class _Audit:
         self._sums: dict[tuple[str, int], Evidence] = {}  # by chain and number of segments
         self._labels = _LabelCheck(folder)
         self._lost: Counter[str] = Counter()  # by chain: rows that cannot be compared anew
+        self._vouched: set[str] = set()  # chains whose sums, checkpoint included, an entry of the journal agrees with
+        self._covered_claims = 0  # entries at a head before a checkpoint
 
     def walk(self) -> None:
         """Follow the hashes of every chain, which needs no look at the rows."""
@@ -162,17 +202,24 @@ class _Audit:
         self._check_agreement()
 
     def _walk(self, name: str) -> None:
-        heads: list[Head] = []
-        headers: list[Header] = []
-        for segment, head in walk_chain(self._folder, name):
-            header = segment.header()
-            heads.append(head)
-            headers = headers or [_constant(header)]
-            if _constant(header) != headers[0]:
-                raise EvidenceError(f"{segment.path}: header: differs from the chain's first segment")
+        checkpoint = latest_checkpoint(self._folder, name)
+        heads: dict[int, Head] = {}
+        constant: Header | None = None
+        for path, header, head in self._places(name, checkpoint):
+            constant = constant or _constant(header)
+            if _constant(header) != constant:
+                raise EvidenceError(f"{path}: header: differs from the chain's first segment")
             if not header.account.balanced:
-                raise EvidenceError(f"{segment.path}: header: account: items do not add up to those sampled")
-        self._chains[name] = _Chain(heads, headers[0])
+                raise EvidenceError(f"{path}: header: account: items do not add up to those sampled")
+            heads[head.segments] = head
+        if constant is not None:
+            self._chains[name] = _Chain(heads, heads[max(heads)], constant, checkpoint)
+
+    def _places(self, name: str, checkpoint: Checkpoint | None) -> Iterator[tuple[Path, Header, Head]]:
+        if checkpoint is not None:
+            yield self._folder / checkpoint.name, checkpoint.header, checkpoint.head
+        for segment, head in walk_chain(self._folder, name):
+            yield segment.path, segment.header(), head
 
     def _check_agreement(self) -> None:
         """All chains are of one rollout and count by the same limits, and all pairs were compared in one way."""
@@ -195,9 +242,12 @@ class _Audit:
         chain = self._chains.get(anchor.chain)
         if chain is None:
             return f"{anchor.segments} segments were recorded, none of which can be trusted now"
-        if anchor.segments > len(chain.heads):
-            return f"cut: {anchor.segments} segments were recorded, {len(chain.heads)} are there"
-        found = chain.heads[anchor.segments - 1]
+        if anchor.segments > chain.end.segments:
+            return f"cut: {anchor.segments} segments were recorded, {chain.end.segments} are there"
+        if chain.checkpoint is not None and anchor.segments < chain.covered:
+            fits = anchor.rows <= chain.checkpoint.head.rows
+            return None if fits else f"{anchor.rows} rows were recorded, {chain.checkpoint.name} has fewer"
+        found = chain.heads.get(anchor.segments, chain.end)
         if found != anchor:
             return _changed(anchor, found)
         return None
@@ -205,21 +255,33 @@ class _Audit:
     def recompute(self, anchors: Iterable[Head]) -> None:
         """Sum up the rows of every chain that holds, and check each row against its scores."""
         wanted = {(anchor.chain, anchor.segments) for anchor in anchors}
+        checkpoints = {name: chain.checkpoint for name, chain in self._chains.items()}
+        self._labels.covered = {name: made.batches for name, made in checkpoints.items() if made is not None}
         for name in sorted(self._chains, key=lambda name: self._chains[name].header.kind is Kind.PAIRS):
-            total = Evidence()  # labels come first, to be found again among the pairs
-            try:
-                for segment in read_segments(self._folder, name):
-                    total += self._segment_sums(segment)
-                    if (name, segment.number) in wanted:
-                        self._sums[name, segment.number] = total
-            except EvidenceError as error:
-                self.problems.append(str(error))
+            self._recompute(name, wanted)  # labels come first, to be found again among the pairs
             self._note(name)
         self.problems += self._labels.leftover(self._broken)
 
+    def _recompute(self, name: str, wanted: Collection[tuple[str, int]]) -> None:
+        total, checkpoint = Evidence(), self._chains[name].checkpoint
+        if checkpoint is not None:
+            total = self._sums[name, checkpoint.head.segments] = checkpoint.evidence
+        try:
+            for segment in read_segments(self._folder, name):
+                total += self._segment_sums(segment)
+                if (name, segment.number) in wanted:
+                    self._sums[name, segment.number] = total
+        except EvidenceError as error:
+            self.problems.append(str(error))
+
     def _note(self, name: str) -> None:
         """Say what of a chain could not be recomputed."""
-        header = self._chains[name].header
+        header, checkpoint = self._chains[name].header, self._chains[name].checkpoint
+        if checkpoint is not None:
+            rows = f"their sums ({checkpoint.head.rows} rows) are taken as recorded, not recomputed from rows"
+            self.notes.append(f"chain {name}: segments 1…{checkpoint.head.segments} are a checkpoint: {rows}")
+        if unseen := self._labels.unseen[name]:
+            self.notes.append(f"chain {name}: {unseen} joined rows, whose pairs are in a checkpoint: not compared")
         if header.kind is Kind.PAIRS and header.comparator not in COMPARATORS:
             self.notes.append(f"chain {name}: comparator {header.comparator} is the user's: not recomputed")
         if lost := self._lost[name]:
@@ -228,29 +290,51 @@ class _Audit:
 
     def _segment_sums(self, segment: Segment) -> Evidence:
         header = segment.header()
+        table = segment.table(SCHEMAS[header.kind])
         if header.kind is Kind.LABELS:
-            table = segment.table(LABEL_SCHEMA)
             self.problems += self._labels.expect(segment, table)
-            return label_sums(table)
-        table = segment.table(PAIR_SCHEMA)
-        rows = _Rows(table, header)
-        self.problems += [f"{segment.path}: {complaint}" for complaint in rows.complaints()]
-        self._lost[segment.chain] += rows.lost
-        self.problems += self._labels.find(segment, table)
-        return sums(table, header.limits, header.measures)
+        else:
+            rows = _Rows(table, header)
+            self.problems += [f"{segment.path}: {complaint}" for complaint in rows.complaints()]
+            self._lost[segment.chain] += rows.lost
+            self.problems += self._labels.find(segment, table)
+        return table_evidence(header, table)
 
     def check_claim(self, claim: Claim) -> bool:
-        """Whether an entry's sums and name follow from the rows; what does not is a problem."""
-        evidence = self.evidence_at(claim.heads)
+        """Whether an entry's sums and name follow from the rows; what does not is a problem.
+
+        An entry at a head before a checkpoint is not right or wrong, unless it has more than the checkpoint.
+        """
+        heads = [head for head in claim.heads if head.segments]
+        later = [replace(head, segments=max(head.segments, self._covered(head.chain))) for head in heads]
+        evidence, problem = self.evidence_at(later), ""
         if evidence is None:
-            self.problems.append(f"journal: entry {claim.seq}: its evidence cannot be recomputed")
+            problem = "its evidence cannot be recomputed"
+        elif later != heads:
+            self._covered_claims += 1
+            problem = _first_excess(evidence, claim)
         elif canonical(evidence.to_json()) != canonical(claim.evidence):
-            self.problems.append(f"journal: entry {claim.seq}: evidence: {_first_difference(evidence, claim)}")
+            problem = f"evidence: {_first_difference(evidence, claim)}"
         elif run_id(evidence, claim.heads) != claim.run_id:
-            self.problems.append(f"journal: entry {claim.seq}: run_id: expected {run_id(evidence, claim.heads)}")
+            problem = f"run_id: expected {run_id(evidence, claim.heads)}"
         else:
+            self._vouched.update(head.chain for head in heads)
             return True
+        self.problems += [f"journal: entry {claim.seq}: {problem}"] if problem else []
         return False
+
+    def _covered(self, name: str) -> int:
+        return self._chains[name].covered if name in self._chains else 0
+
+    def check_checkpoints(self) -> None:
+        """Each checkpoint's sums must be part of what an entry of the journal says: its rows are gone."""
+        for name, chain in self._chains.items():
+            if chain.checkpoint is not None and name not in self._vouched:
+                path = self._folder / chain.checkpoint.name
+                self.problems.append(f"{path}: no entry of the journal agrees with its sums")
+        if self._covered_claims:
+            said = "journal: entries before a checkpoint, whose sums were not recomputed"
+            self.notes.append(f"{said}: {self._covered_claims}")
 
     def evidence_at(self, heads: Iterable[Head]) -> Evidence | None:
         """The recomputed sums at some heads; None where a chain does not hold."""
@@ -263,20 +347,27 @@ class _Audit:
 
     def _report(self, name: str, anchors: Sequence[Head]) -> ChainReport:
         chain = self._chains[name]
-        recorded = max((anchor.segments for anchor in anchors if anchor.chain == name), default=0)
-        rows = chain.heads[recorded - 1].rows if recorded else 0
+        recorded = max(
+            (anchor for anchor in anchors if anchor.chain == name), key=lambda head: head.segments, default=None
+        )
         return ChainReport(
-            head=chain.heads[-1],
+            head=chain.end,
             kind=chain.header.kind,
-            recorded_segments=recorded,
-            later_rows=chain.heads[-1].rows - rows,
+            recorded_segments=recorded.segments if recorded else 0,
+            later_rows=chain.end.rows - (recorded.rows if recorded else 0),
         )
 
 
 class _LabelCheck:
-    """Whether every joined row repeats a row of a pair, no item twice. Holds the joined rows in memory."""
+    """Whether every joined row repeats a row of a pair, no item twice. Holds the joined rows in memory.
+
+    ``covered`` are the batches by chain whose rows are in a checkpoint, where no joined row can be found again; of
+    these ``unseen`` are counted, by the chain of the joined rows.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.covered: Mapping[str, int] = {}
+        self.unseen: Counter[str] = Counter()
         self._folder = folder
         self._items: set[_ItemKey] = set()
         self._open: dict[tuple[str, int], dict[_ItemKey, tuple[str, Any]]] = {}  # source and batch → key → file, facts
@@ -289,6 +380,9 @@ class _LabelCheck:
             if key in self._items:
                 problems.append(f"{segment.path}: item {key[1]} of request {key[0]!r} is joined twice")
             self._items.add(key)
+            if row["batch"] < self.covered.get(row["source"], 0):
+                self.unseen[segment.chain] += 1
+                continue
             batch = self._open.setdefault((row["source"], row["batch"]), {})
             batch[key] = segment.path.name, _facts(row)
         return problems
@@ -448,6 +542,18 @@ def _first_difference(evidence: Evidence, claim: Claim) -> str:
         if found.get(path, 0) != claimed.get(path, 0):
             return f"{path}: the rows give {found.get(path, 0)}, the entry says {claimed.get(path, 0)}"
     return "spelled differently"
+
+
+def _first_excess(most: Evidence, claim: Claim) -> str:
+    """The first figure of an entry that is more than it can have been, by its path; "" where none is.
+
+    Sums only grow; but a slice's name may be pooled with others later, and its sums with it.
+    """
+    found = dict(_leaves(most.to_json()))
+    for path, said in _leaves(claim.evidence):
+        if ".slices." not in path and not (isinstance(said, int) and said <= found.get(path, 0)):
+            return f"evidence: {path}: the checkpoint has {found.get(path, 0)}, the entry before it says {said}"
+    return ""
 
 
 def _leaves(value: Any, path: str = "stage") -> Iterator[tuple[str, Any]]:

@@ -9,8 +9,8 @@ batch's memory. In canary, off and on have the same weight: a plain baseline wou
 versions do. A candidate that does not behave is compared with no rollout, and begun afresh for each measurement.
 
 Closed loops come from wrk. Open ones are ours, with Poisson arrivals, the same in every mode, and latencies that run
-from when a request was due. They offer shares of what the open loop itself gets answered at most without a rollout: its
-client takes more of the cores than wrk, and all processes share the machine.
+from when a request was due. They offer shares of what the open loop itself gets answered at most, in shadow without a
+rollout, in canary with nothing mirrored: its client takes more of the cores than wrk, and all share the machine.
 
 Each alternation is written to ``--folder`` when all its modes are measured: the same command goes on after whatever
 cut it off, and with more ``--rounds`` or other ``--parts`` it measures what is missing. Exit status 1 means that

@@ -1,5 +1,6 @@
 """Puts the loads on services, in every mode, by turns."""
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,18 @@ from typing import Final
 
 from benchmarks.load import Request, Sample, Wrk, ask
 from benchmarks.mirror_tax.journal import Alternation, Journal, Measured
-from benchmarks.mirror_tax.loads import MODES, SERVED, Load, Mode, Part, Plan, model_of, order, request_of
+from benchmarks.mirror_tax.loads import (
+    MODES,
+    SERVED,
+    Load,
+    Mode,
+    Part,
+    Plan,
+    model_of,
+    order,
+    request_of,
+    saturation_of,
+)
 from benchmarks.mirror_tax.stand import Cores, Stand, candidate_of, models_of, running_stand, wait_until_quiet
 from benchmarks.open_loop import offer
 from benchmarks.raw import RawModel
@@ -17,6 +29,7 @@ from benchmarks.report import say
 
 SATURATION_S: Final = 3.0
 _BATCH_S: Final = 1.0
+_KEPT_UP: Final = 0.9  # of what was offered: who answers so much could answer more
 _LEAD_IN_SEED: Final = 1_000_000
 
 
@@ -61,7 +74,7 @@ class Bench:
             for weight in sorted({load.weight for load in loads}):  # a weight only ever rises
                 missing = self._missing([load for load in loads if load.weight == weight])
                 if missing and weight:
-                    session.raise_to(weight)
+                    session.raise_to(weight, [load for _, load in missing])
                 for number, load in missing:
                     self._alternate(session, load, number)
 
@@ -94,22 +107,22 @@ class _Session:
         requests = {model_of(load, mode): request_of(load, mode) for load in loads for mode in MODES[load.part]}
         for request in requests.values():
             ask(self._stand.url, request)
+        self._warm_up(requests, loads)
         wait_until_quiet()
-        for load in loads:
-            if load.share and load.workload not in self._journal.saturation:
-                self._journal.note_saturation(load.workload, self._saturation(load))
+        self._find_saturations([load for load in loads if not load.weight], Mode.ON)  # which has no rollout yet
         modes = {model_of(load, mode): mode for load in loads for mode in MODES[load.part] if not load.fault}
         self._rolled_out = [model for model, mode in modes.items() if mode is not Mode.PLAIN]
         self._stand.begin(self._rolled_out)
         wait_until_quiet()
+        self._warm_up(requests, loads)
         if self._plan.lead_in_s:
-            self._warm_up(requests, max(max(SERVED[load.workload].connections) for load in loads))
             self._known = {model: self._stand.account(model) for model, mode in modes.items() if mode is Mode.ON}
 
-    def raise_to(self, weight: int) -> None:
-        """Have the candidates answer so many percent of the clients."""
+    def raise_to(self, weight: int, loads: Sequence[Load]) -> None:
+        """Have the candidates answer so many percent of the clients of ``loads``."""
         self._stand.raise_to(self._rolled_out, weight)
         wait_until_quiet()
+        self._find_saturations(loads, Mode.OFF)
 
     def measure(self, load: Load, mode: Mode, number: int) -> Measured:
         """One load in one mode; ``number`` is the round's."""
@@ -150,7 +163,7 @@ class _Session:
         """The same seed offers the same requests in every mode."""
         if not load.share:
             return self._wrk.run(self._stand.url, request, connections=load.connections, seconds=seconds)
-        rate = load.share * self._journal.saturation[load.workload]
+        rate = load.share * self._journal.saturation[saturation_of(load)]
         return offer(self._stand.url, request, rate=rate, seconds=seconds, seed=seed, connections=load.connections)
 
     def _settle(self, load: Load, mode: Mode, model: str) -> tuple[dict[str, int] | None, str]:
@@ -167,18 +180,29 @@ class _Session:
         self._known[model] = account
         return {name: count - before.get(name, 0) for name, count in account.items()}, ""
 
-    def _saturation(self, load: Load) -> float:
-        """Requests a second that are answered without a rollout when the open loop offers more than can be."""
-        url, request = self._stand.url, request_of(load, Mode.ON)
-        clients = max(SERVED[load.workload].connections)
-        most = self._wrk.run(url, request, connections=clients, seconds=1).requests_per_s
-        found = offer(url, request, rate=most, seconds=SATURATION_S, seed=0, connections=clients).requests_per_s
-        say(f"{load.workload}: {found:.0f} requests/s is the open loop's saturation")
-        return found
+    def _find_saturations(self, loads: Sequence[Load], mode: Mode) -> None:
+        for load in loads:
+            name = saturation_of(load)
+            if load.share and name not in self._journal.saturation:
+                self._journal.note_saturation(name, self._saturation(load, request_of(load, mode)))
+                say(f"{name}: {self._journal.saturation[name]:.0f} requests/s is the open loop's saturation")
 
-    def _warm_up(self, requests: Mapping[str, Request], connections: int) -> None:
-        for request in requests.values():
-            self._wrk.run(self._stand.url, request, connections=connections, seconds=self._plan.lead_in_s)
+    def _saturation(self, load: Load, request: Request) -> float:
+        """Requests a second that are answered when the open loop offers more than can be."""
+        url, connections = self._stand.url, load.connections
+        rate = self._wrk.run(url, request, connections=connections, seconds=1).requests_per_s
+        answered = math.inf
+        while answered > _KEPT_UP * rate:
+            rate *= 1.5
+            sample = offer(url, request, rate=rate, seconds=SATURATION_S, seed=0, connections=connections)
+            answered = sample.requests_per_s
+        return answered
+
+    def _warm_up(self, requests: Mapping[str, Request], loads: Sequence[Load]) -> None:
+        if self._plan.lead_in_s:
+            connections = max(load.connections for load in loads)
+            for request in requests.values():
+                self._wrk.run(self._stand.url, request, connections=connections, seconds=self._plan.lead_in_s)
 
 
 def by_service(loads: Sequence[Load]) -> list[list[Load]]:

@@ -70,8 +70,8 @@ class Alternation:
 class Journal:
     """A file of JSON lines: the plan, then alternations and what they rest on.
 
-    ``saturation`` (requests a second) and ``batch_ms`` (of the largest batch, the model alone) are by workload. A plan
-    is what all alternations must have in common.
+    ``saturation`` is in requests a second, by ``saturation_of`` a load; ``batch_ms`` of the largest batch, the model
+    alone, by workload. A plan is what all alternations must have in common.
 
     Raises:
         BenchmarkError: the file holds the alternations of another plan.
@@ -99,10 +99,10 @@ class Journal:
         self.alternations.append(alternation)
         self._write({"alternation": alternation.to_json()})
 
-    def note_saturation(self, workload: str, requests_per_s: float) -> None:
-        """Keep what a workload's shares are of, for every later run too."""
-        self.saturation[workload] = requests_per_s
-        self._write({"saturation": {workload: requests_per_s}})
+    def note_saturation(self, name: str, requests_per_s: float) -> None:
+        """Keep what shares are of, for every later run too."""
+        self.saturation[name] = requests_per_s
+        self._write({"saturation": {name: requests_per_s}})
 
     def note_batch(self, workload: str, batch_ms: float) -> None:
         """Keep how long a workload's largest batch takes."""

@@ -20,8 +20,10 @@ CANARY_SHARES: Final = (0.5, 0.7)
 FAULT_SHARE: Final = 0.5
 SIZE_SHARES: Final = (0.5, 1.2)  # with time for all mirrored work, and with time for next to none
 WEIGHTS: Final = (5, 50)
-OPEN_CONNECTIONS: Final = 256
-SIZE_CONNECTIONS: Final = 32  # more bodies of 5 MB at a time than that would meet the router's own limits
+# At a time, of the closed loop. The open one has at most the most of them: so many its saturation is found with.
+CLIENTS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
+    {"digits": (8, 64), "images": (8, 32), "images_5mb": (8, 32)}
+)
 _LARGE_SHAPE: Final = (1, 3, 645, 646)  # float32: 5,000,040 bytes
 
 
@@ -130,30 +132,37 @@ _LOADS: Final[Mapping[Part, tuple[Load, ...]]] = MappingProxyType(
     {
         Part.SATURATION: tuple(
             Load(part=Part.SATURATION, workload=workload, connections=connections)
-            for workload, clients in (("digits", (8, 64)), ("images", (8, 32)))
-            for connections in clients
+            for workload in ("digits", "images")
+            for connections in CLIENTS[workload]
         ),
         Part.LOAD: tuple(
-            Load(part=Part.LOAD, workload=workload, connections=OPEN_CONNECTIONS, share=share)
+            Load(part=Part.LOAD, workload=workload, connections=max(CLIENTS[workload]), share=share)
             for workload in ("digits", "images")
             for share in SHARES
         ),
         Part.CANARY: tuple(
-            Load(part=Part.CANARY, workload="digits", connections=OPEN_CONNECTIONS, share=share, weight=weight)
+            Load(part=Part.CANARY, workload="digits", connections=max(CLIENTS["digits"]), share=share, weight=weight)
             for weight in WEIGHTS
             for share in CANARY_SHARES
         ),
         Part.FAULTS: tuple(
-            Load(part=Part.FAULTS, workload="digits", connections=OPEN_CONNECTIONS, share=FAULT_SHARE, fault=fault)
+            Load(
+                part=Part.FAULTS, workload="digits", connections=max(CLIENTS["digits"]), share=FAULT_SHARE, fault=fault
+            )
             for fault in FAULTS
         ),
         Part.SIZES: tuple(
-            Load(part=Part.SIZES, workload=workload, connections=SIZE_CONNECTIONS, share=share)
+            Load(part=Part.SIZES, workload=workload, connections=max(CLIENTS[workload]), share=share)
             for workload in ("images", "images_5mb")
             for share in SIZE_SHARES
         ),
     }
 )
+
+
+def saturation_of(load: Load) -> str:
+    """What a load's share is of: what its workload gets answered at most, alone or with a candidate at that weight."""
+    return f"{load.workload}, weight {load.weight}%" if load.weight else load.workload
 
 
 def model_of(load: Load, mode: Mode) -> str:
@@ -212,7 +221,7 @@ SERVED: Final[Mapping[str, Workload]] = MappingProxyType(
             output="scores",
             example=np.random.default_rng(0).random(_LARGE_SHAPE, dtype=np.float32),
             write=_write_large,
-            connections=(8, SIZE_CONNECTIONS),
+            connections=CLIENTS["images_5mb"],
             rates=(),
         ),
     }

@@ -52,7 +52,9 @@ def _how(document: Mapping[str, Any]) -> str:
     )
     saturation = "; ".join(f"{name} {rate:.0f}/s" for name, rate in document["saturation"].items())
     if saturation:
-        text += f" Loads are shares of what the open loop gets answered at most without a rollout: {saturation}."
+        text += (
+            f" Loads are shares of what the open loop gets answered at most while nothing is mirrored: {saturation}."
+        )
     return text
 
 

@@ -1,11 +1,12 @@
-"""``understudy evidence``: recompute what a rollout's journal claims, from the raw rows."""
+"""``understudy evidence``: recompute what a rollout's journal claims from the raw rows, and let go of old rows."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import isclose
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import orjson
 import typer
@@ -23,6 +24,7 @@ from rollout.policy import Policy
 from rollout.status import plain
 from rollout.traffic import Snapshot
 from shadow.accounting import Ledger
+from shadow.checkpoint import LABELS_WITHIN_S, Compacted, Retention, compact, overdue_rows
 from shadow.errors import EvidenceError
 from shadow.evidence import DELTA_UNIT, ArmSums, Evidence, StageSums
 from shadow.store import Head
@@ -69,12 +71,102 @@ def verify_command(
     raise typer.Exit(0 if found.ok else 1)
 
 
+@app.command("compact")
+def compact_command(
+    path: Annotated[Path, typer.Argument(help="A rollout's folder: <reports>/<deployment_id>.")],
+    keep_days: Annotated[
+        float | None, typer.Option(min=0.0, help="Keep the rows of this many days; without it, rows of any age may go.")
+    ] = None,
+    keep_segments: Annotated[
+        int | None, typer.Option(min=1, help="Keep this many segments of each chain up to its last recorded head.")
+    ] = None,
+    redact: Annotated[
+        bool,
+        typer.Option(
+            "--redact", help="Keep no request id for longer than --keep-days, even if younger rows go with it."
+        ),
+    ] = False,
+    labels_within_s: Annotated[
+        float, typer.Option(min=0.0, help="The rollout's labels_within_s: rows that a label may still join stay.")
+    ] = LABELS_WITHIN_S,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    unanchored: Annotated[
+        bool, typer.Option("--unanchored", help="Trust journal.jsonl alone: do without the database.")
+    ] = False,
+) -> None:
+    """Turn older segments into checkpoints, which keep their sums, and delete their rows, request ids included.
+
+    First all evidence is verified; if it does not hold, nothing is touched. Afterwards `verify` names each checkpoint,
+    and takes its sums as recorded.
+
+    A segment cannot be redacted in its place: its bytes are in the hashes of the chain. So --redact deletes it as a
+    whole, as soon as its oldest row is older than --keep-days. Each chain keeps the segment of its last recorded head,
+    and what labels may still join; ids in these that are too old are counted in the output. evidence/labels.sqlite
+    holds the ids of joined items; once a rollout has ended, that file can be deleted.
+
+    Exit status: 0 done, 1 the evidence does not hold, 2 wrong use, or the disk failed.
+    """
+    if keep_days is not None and keep_segments is not None:
+        raise typer.BadParameter("expected --keep-days or --keep-segments, got both")
+    retention = Retention(
+        keep_days=keep_days, keep_segments=keep_segments or 1, redact=redact, labels_within_s=labels_within_s
+    )
+    audited = _audit(path, anchored=not unanchored)
+    if not audited.found.ok:
+        _refuse(audited.found, as_json=as_json)
+    now_unix_us = round(time.time() * 1e6)
+    done = compact(path / "evidence", audited.heads, retention, now_unix_us=now_unix_us)
+    limit_us = retention.limit_us(now_unix_us) if redact else None
+    overdue = overdue_rows(path / "evidence", limit_us) if limit_us is not None else None
+    if as_json:
+        said = {"ok": True, "problems": [], "chains": [asdict(each) for each in done], "overdue_rows": overdue}
+        typer.echo(orjson.dumps(said, option=orjson.OPT_INDENT_2).decode())
+    else:
+        _show_compacted(done, overdue)
+
+
+def _refuse(found: Verification, *, as_json: bool) -> NoReturn:
+    if as_json:
+        said = {"ok": False, "problems": list(found.problems), "chains": [], "overdue_rows": None}
+        typer.echo(orjson.dumps(said, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for problem in found.problems:
+            console.print(f"problem: {problem}", markup=False)
+        console.print("evidence does NOT hold: nothing was compacted")
+    raise typer.Exit(1)
+
+
+def _show_compacted(done: Sequence[Compacted], overdue: int | None) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    chains = Table("chain", "segments in its checkpoint", "rows in it", "files deleted")
+    for each in done:
+        chains.add_row(each.chain, str(each.segments), str(each.rows), str(each.deleted_files))
+    console.print(chains)
+    if overdue is not None:
+        console.print(f"rows older than --keep-days that had to stay, with their request ids: {overdue}")
+
+
 def check(path: Path, *, anchored: bool) -> tuple[Verification, int]:
     """Verify a rollout's folder; returns the outcome and the number of journal entries.
 
     Raises:
         EvidenceError: the folder has no journal.
     """
+    audit = _audit(path, anchored=anchored)
+    return audit.found, audit.entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Audited:
+    """A rollout's folder, verified; ``heads`` are those of the last entry that has any."""
+
+    found: Verification
+    entries: int
+    heads: tuple[Head, ...]
+
+
+def _audit(path: Path, *, anchored: bool) -> _Audited:
     if not (path / JOURNAL_FILE).is_file():
         raise EvidenceError(f"{path}: expected a rollout's folder with a {JOURNAL_FILE}")
     problems: list[str] = []
@@ -87,7 +179,9 @@ def check(path: Path, *, anchored: bool) -> tuple[Verification, int]:
     heads = {name: _head(asdict(head)) for name, head in known.heads.items()} if known else latest
     found = verify(path / "evidence", heads, claims)
     problems += _judgement_problems(entries)
-    return _with_problems(found, problems), len(entries)
+    return _Audited(
+        found=_with_problems(found, problems), entries=len(entries), heads=claims[-1].heads if claims else ()
+    )
 
 
 def _anchors(path: Path, problems: list[str]) -> Anchors | None:

@@ -18,6 +18,7 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         parts.append(_gates(judgement))
     if status["accounting"]:
         parts.append(Text("mirror (items): " + accounting_line(status["accounting"]), style="dim"))
+    parts += [Text(f"structural finding: {each}", style="yellow") for each in status["findings"]]
     if status.get("fault"):
         parts.append(Text(f"fault: {status['fault']}", style="red"))
     if not status["active"]:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.findings import LEAST, SCHEMA, TOLERATED_RATE, established
+from rollout.findings import LEAST, SCHEMA, TOLERATED_RATE, established, reported
+from shadow.evidence import ArmSums, Evidence, Noise, StageSums
 from shadow.findings import FINDINGS, Finding
 
 BY_RATE = [finding for finding in FINDINGS if finding not in SCHEMA]
@@ -73,3 +74,18 @@ def test_a_twin_that_shows_it_as_often_is_hardly_ever_outvoted() -> None:
         counts = zip(mine.tolist(), (np.arange(1, 201) - mine).tolist(), strict=True)
         false += any(established(Finding.PRECISION, count, twin, 1000) for count, twin in counts if twin)
     assert false <= 2  # α says 0.2 of 200
+
+
+def test_a_rollout_names_the_kinds_that_its_candidate_shows_and_its_twin_does_not() -> None:
+    sums = StageSums(
+        pairs=2000,
+        findings={Finding.PRECISION: 40, Finding.NOT_A_NUMBER: 40, Finding.SHAPE: 2},
+        twin=ArmSums(requests=200),
+        noise=Noise(findings={Finding.NOT_A_NUMBER: 4}),
+    )
+    assert reported(Evidence({0: sums})) == (f"{Finding.PRECISION}: 2 % (40 of 2000 requests)",)
+
+
+def test_a_rollout_without_evidence_or_findings_names_nothing() -> None:
+    assert reported(Evidence()) == ()
+    assert reported(Evidence({0: StageSums(pairs=1000)})) == ()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -16,8 +17,10 @@ from rollout.journal import Journal
 from rollout.policy import load_policy
 from rollout.traffic import Snapshot
 from serving.cli.evidence import app
+from serving.config import Rollout
 from shadow.accounting import Accounting
-from shadow.errors import EvidenceError
+from shadow.checkpoint import Retention
+from shadow.errors import EvidenceError, ShadowError
 from shadow.pair import Pair
 from shadow.recorder import Recorder
 from shadow.store import Head, segment_name
@@ -215,3 +218,73 @@ def _segments(entry: dict[str, object]) -> int:
     heads = entry["heads"]
     assert isinstance(heads, list)
     return max((Head(**head).segments for head in heads), default=0)
+
+
+def compacted(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["compact", str(folder), "--json", *options])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, orjson.loads(result.stdout)
+
+
+def evidence_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "evidence").iterdir())
+
+
+def test_what_was_compacted_verifies_to_the_same_figures(folder: Path) -> None:
+    before = orjson.loads(run(folder, "--json").stdout)
+    last = max(map(_segments, read(folder)))
+    assert last > 2
+    status, said = compacted(folder)
+    assert (status, said["problems"], said["overdue_rows"]) == (0, [], None)
+    assert said["chains"][0]["segments"] == said["chains"][0]["deleted_files"] == last - 1
+    assert f"router.checkpoint-{last - 1:06}.json" in evidence_files(folder)
+    assert segment_name("router", 1) not in evidence_files(folder)
+    after = orjson.loads(run(folder, "--json").stdout)
+    assert after["problems"] == []
+    assert (after["evidence"], after["metrics"], after["chains"]) == (
+        before["evidence"],
+        before["metrics"],
+        before["chains"],
+    )
+    assert 0 < after["recomputed_entries"] < before["recomputed_entries"]
+    assert any(f"segments 1…{last - 1} are a checkpoint" in note for note in after["notes"])
+
+
+def test_says_in_words_what_was_compacted(folder: Path) -> None:
+    rows = orjson.loads(run(folder, "--json").stdout)["chains"][0]["head"]["rows"]
+    left = rows - 50 * (max(map(_segments, read(folder))) - 1)  # from the segment of the last recorded head on
+    result = CliRunner().invoke(app, ["compact", str(folder), "--keep-days", "1", "--redact"])
+    assert result.exit_code == 0
+    assert "router" in result.stdout
+    assert f"had to stay, with their request ids: {left}\n" in result.stdout
+
+
+def test_evidence_that_does_not_hold_is_left_as_it_is(folder: Path) -> None:
+    path = folder / "evidence" / segment_name("router", 2)
+    path.write_bytes(path.read_bytes()[:-1])
+    before = evidence_files(folder)
+    status, said = compacted(folder)
+    assert status == 1
+    assert any("router-000002.parquet" in problem for problem in said["problems"])
+    assert "nothing was compacted" in CliRunner().invoke(app, ["compact", str(folder)]).stdout
+    assert evidence_files(folder) == before
+
+
+def test_nothing_is_compacted_without_the_database_that_vouches_for_it_unless_told_to(folder: Path) -> None:
+    for file in folder.parents[1].glob("understudy.db*"):
+        file.unlink()
+    assert compacted(folder)[0] == 1
+    assert compacted(folder, "--unanchored")[0] == 0
+    assert problems(folder, "--unanchored") == []
+
+
+@pytest.mark.parametrize("options", [["--keep-days", "1", "--keep-segments", "2"], ["--redact"], ["--keep-segments=0"]])
+def test_a_retention_that_contradicts_itself_is_wrong_use(folder: Path, options: list[str]) -> None:
+    before = evidence_files(folder)
+    result = CliRunner().invoke(app, ["compact", str(folder), *options])
+    assert result.exit_code == 2 or isinstance(result.exception, ShadowError)
+    assert evidence_files(folder) == before
+
+
+def test_rows_that_labels_may_join_stay_for_as_long_as_the_configuration_says_by_default() -> None:
+    assert Rollout.model_fields["labels_within_s"].default == Retention().labels_within_s

@@ -420,3 +420,16 @@ def test_what_every_comparator_said_is_recomputed(tmp_path: Path, kind: str) -> 
     spoiled = with_column(table, "measures", [[0.123] * len(comparator.measures)] * table.num_rows)
     head = SegmentWriter(tmp_path / "spoiled", facts).write(spoiled)
     assert any("measures: does not follow" in problem for problem in verify(tmp_path / "spoiled", {}).problems)
+
+
+def test_heads_and_claims_without_segments_ask_for_nothing(tmp_path: Path) -> None:
+    nothing = Head(chain="router", segments=0, rows=0, sha256="")
+    assert evidence_at(tmp_path, [nothing]) == Evidence()
+    found = verify(tmp_path, {"router": nothing}, [claim(tmp_path, [nothing])])
+    assert (found.problems, found.claims) == ((), 1)
+
+
+def test_a_recorded_head_with_a_number_that_no_segment_has_is_a_problem_not_a_crash(tmp_path: Path) -> None:
+    heads = write_chain(tmp_path, [[simple_pair("a")]])
+    found = verify(tmp_path, {"router": replace(heads[0], segments=-1)})
+    assert "chain router: changed" in found.problems[0]
