@@ -56,6 +56,14 @@ bake_s: 3000
 budget_s: 3000
 stages: {100: {bake_s: 3000}}
 """
+# A candidate whose replicas are killed fails what is mirrored meanwhile: here that is not to end its rollout.
+PATIENT = """
+name: patient
+extends: slow.yaml
+gates:
+  error_rate: {mode: advisory}
+  latency: {mode: advisory}
+"""
 # Advisory but at one stage, so that a bad candidate gets as far as that.
 FORCED = """
 name: forced
@@ -84,6 +92,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         ("quick.yaml", POLICY),
         ("slow.yaml", SLOW),
         ("different.yaml", DIFFERENT),
+        ("patient.yaml", PATIENT),
     ):
         (folder / name).write_text(text)
     for weight in (5, 50):

@@ -19,7 +19,7 @@ def shadows(service: Service) -> set[int]:
 
 def test_killed_shadow_processes_and_replicas_cost_no_client_an_error_and_the_evidence_holds(service: Service) -> None:
     routers = len(service.routers())
-    service.admin.start("steady", 2, policy="slow.yaml")
+    service.admin.start("steady", 2, policy="patient.yaml")
     service.wait_for_state("steady", "shadow")
     traffic = Traffic(service, "steady")
     wait_for(lambda: len(shadows(service)) == routers, timeout_s=20, what="a shadow process for each router")
