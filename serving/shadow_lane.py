@@ -426,7 +426,7 @@ def _measured(header: ReplyHeader, answers: Sequence[Answer]) -> Outcome:
     return Outcome(
         answers=tuple(answers),
         service_ms=(header.preprocess_us + header.compute_us) / 1000,
-        cpu_ms=header.cpu_us / 1000,
+        cpu_ms=header.cpu_us / 1000 if header.cpu_us else None,  # nothing where it was not measured
         gpu_ms=None if header.gpu_us is None else header.gpu_us / 1000,
         peak_memory_bytes=header.peak_bytes,
     )

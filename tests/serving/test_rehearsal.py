@@ -94,6 +94,7 @@ async def test_the_twin_runs_its_share_of_the_mirrored_batches_and_answers_no_cl
         assert 12 < len(twin.batches) < 48
         assert sum(pair.twin is not None for pair in pairs) == len(twin.batches)
         for pair in pairs:
+            assert pair.baseline.cpu_ms is None  # it answers clients, and is not measured beside
             assert pair.candidate.cpu_ms is not None
             if pair.twin is not None:
                 assert [answer.status for answer in pair.twin.answers] == [Status.OK]
