@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from serving.process import sessions_compete
+
 PACKAGES: Final = ("numpy", "onnxruntime", "orjson", "ray", "uvicorn", "uvloop", "httptools")
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -23,6 +25,7 @@ def describe(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "memory": _field(Path("/proc/meminfo"), "MemTotal"),
             "kernel": platform.release(),
+            "autogroup": sessions_compete(),
             "load_average": [round(load, 2) for load in os.getloadavg()],
         },
         "versions": {

@@ -26,6 +26,7 @@ class Link:
     work, is not mistaken for a dead one. ``on_down`` is called once.
 
     ``arena`` is the name of the arena where tensors lie that need not be sent, once the replica ``shares`` it.
+    ``rest_s`` is how long replies may wait for others, to be read together (``FrameStream``).
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Link:
         replica: Replica,
         *,
         arena: str | None = None,
+        rest_s: float = 0.0,
         on_reply: Callable[["Link", ReplyHeader, Sequence[Buffer]], None],
         on_down: Callable[["Link"], None],
     ) -> None:
@@ -56,7 +58,7 @@ class Link:
             connection.close()
             loop.call_soon(self._end, error.strerror)
             return
-        self._stream = FrameStream(loop, connection, on_message=self._take, on_end=self._end)
+        self._stream = FrameStream(loop, connection, on_message=self._take, on_end=self._end, rest_s=rest_s)
         if arena is not None:
             self._stream.send([encode_hello(arena)])
 
@@ -70,6 +72,17 @@ class Link:
         self.inflight[batch_id] = batch
         if self._stream is not None:
             self._stream.send(frames)
+
+    def send_soon(self, batch_id: int, batch: Any, frames: Sequence[Buffer]) -> None:
+        """The same, together with what follows until ``flush``."""
+        self.inflight[batch_id] = batch
+        if self._stream is not None:
+            self._stream.send_soon(frames)
+
+    def flush(self) -> None:
+        """Send what waits to be sent together."""
+        if self._stream is not None:
+            self._stream.flush()
 
     def abandon(self, batch_id: int) -> Any:
         """Give a batch up: a late reply is dropped, and until it comes the link gets no more work."""

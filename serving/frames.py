@@ -67,6 +67,11 @@ class Inbox:
         self._body: memoryview | None = None
         self._filled = 0
 
+    @property
+    def partial(self) -> bool:
+        """Whether a message has begun of which more is to come."""
+        return self._body is not None or self._end > self._start
+
     def space(self) -> memoryview:
         """Where the next bytes go; never empty."""
         return self._scratch[self._end :] if self._body is None else self._body[self._filled :]

@@ -27,6 +27,7 @@ from serving.config import Config
 from serving.deployments import QUIET, deploy_control, deploy_router, why_failed
 from serving.errors import ConfigError, LaunchError
 from serving.place import Place
+from serving.process import sessions_compete
 
 READY_TIMEOUT_S: Final = 90.0
 SYSTEM_CONFIG: Final = {
@@ -37,6 +38,11 @@ SYSTEM_CONFIG: Final = {
     "task_events_report_interval_ms": 0,
 }
 STOP_TIMEOUT_S: Final = 3.0
+_AUTOGROUP: Final = (
+    "note: this kernel divides the cores among sessions before it heeds priorities (sched_autogroup): shadow work "
+    "yields to this service's clients, but not to other programs of this machine. To have it yield to all: "
+    "sysctl kernel.sched_autogroup_enabled=0"
+)
 _POLL_S: Final = 0.1
 
 
@@ -49,6 +55,8 @@ def running(config: Config, *, say: Callable[[str], None] = lambda _: None) -> I
         ConfigError, ModelError: something named in the configuration is missing or wrong.
     """
     check(config)
+    if sessions_compete():
+        say(_AUTOGROUP)
     run_dir = Path(tempfile.mkdtemp(prefix="understudy-"))
     place = Place(config, run_dir)
     try:
@@ -88,6 +96,8 @@ def check(config: Config) -> None:
             spec = repository.open(name, model.baseline).spec
         except ModelError as error:
             raise ConfigError(f"models.{name}.baseline: {error}") from error
+        if wrong := model.replicas.too_small_for(spec):
+            raise ConfigError(f"models.{name}.replicas.{wrong}")
         if model.comparator.output not in [output.name for output in spec.outputs]:
             names = ", ".join(output.name for output in spec.outputs)
             raise ConfigError(

@@ -36,6 +36,32 @@ def lower_priority() -> str:
     return "nice 19"
 
 
+def sessions_compete(root: Path = Path("/")) -> bool:
+    """Whether the kernel divides the cores among sessions first, and looks only within one at who has a low priority.
+
+    Then work of the lowest class takes from programs of other sessions as much as any other work does.
+
+    Source: sched(7), "The autogroup feature": it rules the processes that are in no CPU control group.
+    """
+    if _read(root / "proc/sys/kernel/sched_autogroup_enabled") != "1":
+        return False
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if "cpu" in controllers.split(","):
+            return group == "/"
+        if not controllers and (root / "sys/fs/cgroup" / group.lstrip("/") / "cpu.weight").exists():
+            return False
+    return True
+
+
+def _read(file: Path) -> str:
+    """A file of the kernel's; "" where there is none."""
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def limit_memory(limit_bytes: int) -> None:
     """Bound this process's private memory to what it holds now plus ``limit_bytes``; beyond, allocations fail."""
     held = 0

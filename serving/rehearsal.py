@@ -45,9 +45,10 @@ from shadow.recorder import Recorded, Recorder
 _log: Final = logging.getLogger("understudy.shadow")
 TICK_S: Final = 0.05
 _SCAN_EVERY_TICKS: Final = 4
-_TELL_EVERY_TICKS: Final = 5
+_TELL_EVERY_TICKS: Final = 10
 _DONE_AFTER_S: Final = 0.01
-_AHEAD: Final = 4  # batches that a replica is sent at a time
+_AHEAD: Final = 16  # batches that a replica may have been sent
+_REST_S: Final = 0.002  # in which so many replies may come
 _SUSPECT_S: Final = 1.0  # a batch that is with its replica for longer has that one's starvation watched
 _MINUTE_S: Final = 60.0
 _BURST_S: Final = 10.0  # of the budget may be spent at once
@@ -269,7 +270,12 @@ class Rehearsal:
         for name, replica in mine.items():
             if name not in self._links:
                 self._links[name] = Link(
-                    self._loop, replica, arena=self._arena, on_reply=self._on_reply, on_down=self._on_down
+                    self._loop,
+                    replica,
+                    arena=self._arena,
+                    rest_s=_REST_S,
+                    on_reply=self._on_reply,
+                    on_down=self._on_down,
                 )
         for name in [name for name, link in self._links.items() if name not in mine and not link.inflight]:
             self._links.pop(name).close()
@@ -315,7 +321,7 @@ class Rehearsal:
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Send to replicas what waits for them. A few batches ahead: else each would cost two wakings."""
+        """Send to replicas what waits for them. Some batches ahead: else each would cost two wakings."""
         self._pumping = False
         for lane in self.lanes.values():
             while lane.queue and self._budget(lane.opening.model).open:
@@ -330,6 +336,8 @@ class Rehearsal:
                     break
                 lane.queue.popleft()
                 self._send(mirrored, link)
+        for link in self._links.values():
+            link.flush()
 
     def _send(self, mirrored: Mirrored, link: Link) -> None:
         batch_id = next(self._ids)
@@ -341,7 +349,7 @@ class Rehearsal:
             return
         mirrored.legs.popleft()
         mirrored.begin()
-        link.send(batch_id, mirrored, frames)
+        link.send_soon(batch_id, mirrored, frames)
 
     def _window_on_arena(self, mirrored: Mirrored) -> Window | None:
         if self._window is None and mirrored.header.blocks and self._arena is not None:

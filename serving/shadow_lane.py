@@ -299,6 +299,7 @@ class Keeper:
         """Write what waits, and end the thread. May take as long as the disk does."""
         self._waiting.put(None)
         self._thread.join()
+        self._note_lost()
         if self.dropped or self.errors:
             self._say("exemplars_lost", dropped=self.dropped, errors=self.errors)
 
@@ -345,6 +346,7 @@ class Keeper:
             waiting = self._waiting.get(timeout=self._forget_every_s)
         except Empty:
             self._exemplars.forget()  # writing one looks for what is too old as well
+            self._note_lost()
             return True
         if waiting is None:
             return False
@@ -352,7 +354,13 @@ class Keeper:
         self._exemplars.keep(exemplar)
         self._written_bytes += nbytes
         self._written += 1
+        if self._waiting.empty():  # no sooner: while much waits, each note would have more dropped
+            self._note_lost()
         return True
+
+    def _note_lost(self) -> None:
+        """For ``understudy shadow report``; written only where it is more than it was."""
+        self._exemplars.note_lost(self._opening.chain, self.dropped, self.errors)
 
     def _say(self, event: str, **facts: Any) -> None:
         log_event(_log, event, level=logging.WARNING, deployment_id=self._opening.deployment_id, **facts)

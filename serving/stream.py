@@ -19,6 +19,9 @@ class FrameStream:
 
     ``on_message`` gets the frames of each message. ``on_end`` is called once, and never from within ``send``: the other
     side has gone, or sent what is no message; why is said.
+
+    After a read that left nothing half read, the socket is left alone for ``rest_s``: what comes meanwhile is read at
+    one go. Each reading costs a waking.
     """
 
     def __init__(
@@ -28,8 +31,10 @@ class FrameStream:
         *,
         on_message: Callable[[list[memoryview]], None],
         on_end: Callable[[str], None],
+        rest_s: float = 0.0,
     ) -> None:
-        self._loop, self._socket = loop, connection
+        self._loop, self._socket, self._rest_s = loop, connection, rest_s
+        self._resting: asyncio.TimerHandle | None = None
         self._on_message, self._on_end = on_message, on_end
         self._inbox = Inbox()
         self._unsent: deque[Buffer] = deque()
@@ -48,7 +53,7 @@ class FrameStream:
     def send(self, frames: Sequence[Buffer]) -> None:
         """Send a message; what the socket does not take at once waits. Never blocks."""
         if self._gathered:
-            self._flush()  # it came before
+            self.flush()  # it came before
         self._write(pack(frames))
 
     def _write(self, parts: Sequence[Buffer]) -> None:
@@ -64,16 +69,19 @@ class FrameStream:
             self._loop.add_writer(self._socket, self._writable)
 
     def send_soon(self, frames: Sequence[Buffer]) -> None:
-        """Send a message together with those of the next milliseconds: each waking of the other side costs both."""
+        """Send a message together with those of the next milliseconds, or of the time until ``flush``: each waking of
+        the other side costs both.
+        """
         parts = pack(frames)
         self._gathered += parts
         self._gathered_bytes += sum(map(len, parts))
         if self._gathered_bytes >= _MUCH_BYTES:
-            self._flush()
+            self.flush()
         elif self._gathering is None:
-            self._gathering = self._loop.call_later(_SOON_S, self._flush)
+            self._gathering = self._loop.call_later(_SOON_S, self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what was gathered."""
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
@@ -87,6 +95,8 @@ class FrameStream:
             return
         self.closed = True
         self._unsent.clear()
+        if self._resting is not None:
+            self._resting.cancel()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -116,6 +126,12 @@ class FrameStream:
                 self._on_message(message)
         except MalformedMessageError as error:
             self._end(str(error))
+        if self._rest_s and not self.closed and not self._inbox.partial:
+            self._loop.remove_reader(self._socket)
+            self._resting = self._loop.call_later(self._rest_s, self._rested)
+
+    def _rested(self) -> None:
+        self._loop.add_reader(self._socket, self._readable)
 
     def _end(self, why: str | None) -> None:
         if not self.closed:

@@ -8,7 +8,7 @@ with one frame per output and segment. Headers are JSON: small, inspectable, and
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -18,6 +18,7 @@ from serving.errors import MalformedMessageError
 
 _Decoded = TypeVar("_Decoded")
 JOIN_BELOW_BYTES: Final = 64 * 1024
+_KNOWN_LAYOUTS: Final = 1024
 _QUOTED_CHARS: Final = 100  # of what is wrong in a frame
 
 
@@ -237,12 +238,14 @@ def decode_reply_header(frame: Buffer) -> ReplyHeader:
 
 
 def _layouts(values: Sequence[Any]) -> tuple[Layout, ...]:
-    return tuple(_layout(*value) for value in values)
+    return tuple([_layout(name, datatype, tuple(shape), joined) for name, datatype, shape, joined in values])
 
 
-def _layout(name: str, datatype: str, shape: Sequence[int], joined: bool) -> Layout:
+@lru_cache(maxsize=_KNOWN_LAYOUTS, typed=True)
+def _layout(name: str, datatype: str, shape: tuple[int, ...], joined: bool) -> Layout:
+    """Checked once: a model's batches are all laid out alike."""
     _check(type(name) is str, "name", name)
     _check(datatype in DATATYPES, "datatype", datatype)
     _check(all(map(_is_count, shape)), "shape", shape)
     _check(type(joined) is bool, "joined", joined)
-    return Layout(name, datatype, tuple(shape), joined)
+    return Layout(name, datatype, shape, joined)

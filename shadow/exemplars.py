@@ -12,6 +12,9 @@ An exemplar is one file, ``<kind>-<rank>-<at_unix_us>-<sha256 of its inputs, 16 
 of a file that cannot be read, too. It is Parquet with a row for each tensor, the wire bytes as they are: whatever reads
 the evidence reads it, and reading it runs nothing. The metadata of its schema hold all else as JSON, and the sha256 of
 that JSON and of every tensor.
+
+What could not be kept is counted beside them, ``.lost-<chain>.json`` for each of those who keep: no exemplar is missed
+silently.
 """
 
 import logging
@@ -53,6 +56,7 @@ _NAME: Final = r"(?P<kind>worst|sample)-(?P<rank>[0-9a-f]{16})-(?P<at>[0-9]{1,20
 _FILE: Final = re.compile(_NAME)
 _TEMPORARY: Final = re.compile(rf"\.{_NAME}\.tmp")
 _THRESHOLD: Final = re.compile(r"\.below-(?P<rank>[0-9a-f]{16})")
+_LOST: Final = re.compile(r"\.lost-.+\.json")
 _DATATYPES: Final = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 
 _SCHEMA: Final = pa.schema(
@@ -138,6 +142,21 @@ class Exemplar:
     candidate: Answer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What lies in a folder, and what is missing there.
+
+    ``dropped`` are requests that were wanted and for which there was no time, ``errors`` batches that could not be
+    looked at and attempts to write or to delete that failed, as far as they could be written down.
+    """
+
+    worst: int = 0
+    sample: int = 0
+    nbytes: int = 0
+    dropped: int = 0
+    errors: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """A file of the folder, by its name and size."""
@@ -172,6 +191,7 @@ class Exemplars:
         self._below = round(settings.sample * _SPAN)  # a draw must be lower
         self._over = 0.0 if settings.worst else inf  # a disagreement must be larger
         self._errors, self._fault, self._again_s = 0, "", 0.0
+        self._lost = (0, 0)  # as it was last written down
         if settings.on:
             self._guarded(self._tidy)
 
@@ -205,6 +225,23 @@ class Exemplars:
         To be called now and then: what nobody adds to grows old, too.
         """
         self._guarded(lambda: self._forget(before_unix_us))
+
+    def note_lost(self, chain: str, dropped: int, errors: int) -> None:
+        """Write down what the keeper of a chain has lost so far, if that is more than it was.
+
+        A fault is counted, and the figures are written the next time.
+        """
+        if (dropped, errors) != self._lost:
+            self._guarded(lambda: self._note_lost(chain, dropped, errors))
+
+    def _note_lost(self, chain: str, dropped: int, errors: int) -> None:
+        _make_private(self._folder)
+        path = self._folder / f".lost-{chain}.json"
+        temporary = self._folder / f"{path.name}.tmp"
+        temporary.unlink(missing_ok=True)
+        _write_private(temporary, canonical({"dropped": dropped, "errors": errors}))
+        temporary.replace(path)
+        self._lost = (dropped, errors)
 
     def _draw(self, request_id: str) -> int:
         text = request_id.encode(errors="surrogatepass")
@@ -334,6 +371,36 @@ def read(folder: Path) -> Iterator[Exemplar]:
         except OSError as error:
             raise EvidenceError(f"{path}: cannot be read: {error.strerror}") from error
         yield _decode(path, data)
+
+
+def inventory(folder: Path) -> Inventory | None:
+    """What lies in a folder, told from names and sizes, and what was lost; None where there is no folder.
+
+    Raises:
+        EvidenceError: the folder cannot be read, or a file of what was lost is damaged.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        held = list(_held(folder))
+        lost = [_read_lost(path) for path, _ in _entries(folder, _LOST)]
+    except OSError as error:
+        raise EvidenceError(f"{folder}: cannot be read: {error.strerror}") from error
+    return Inventory(
+        worst=len(_of(ExemplarKind.WORST, held)),
+        sample=len(_of(ExemplarKind.SAMPLE, held)),
+        nbytes=sum(each.nbytes for each in held),
+        dropped=sum(dropped for dropped, _ in lost),
+        errors=sum(errors for _, errors in lost),
+    )
+
+
+def _read_lost(path: Path) -> tuple[int, int]:
+    try:
+        value = orjson.loads(path.read_bytes())
+        return int(value["dropped"]), int(value["errors"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvidenceError(f"{path}: expected counts of what was lost: {_line(error)}") from error
 
 
 def forget(folder: Path, before_unix_us: int) -> int:

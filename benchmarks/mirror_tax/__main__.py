@@ -1,6 +1,7 @@
 """What mirroring costs the clients: ``python -m benchmarks.mirror_tax`` compares it on and off under the same loads.
 
-One service has the same artifact under three names: *plain* has no rollout, *off* a rollout of which nothing is
+One service has the same artifact under three names: *plain* has no rollout (nor has *beside*, where each core has work
+of the lowest scheduling class: what the kernel charges for that, whoever does it), *off* a rollout of which nothing is
 mirrored (``mirror.sample: 0``), *on* one of which everything is. The candidate is the baseline's own files, so it costs
 as much. The names are loaded one at a time, in an order that rotates from round to round; nothing is started or stopped
 in between, so whatever else the machine does falls on all alike, and what is not loaded idles. On by off is what

@@ -12,6 +12,7 @@ from benchmarks.load import Request, Sample, Wrk, ask
 from benchmarks.mirror_tax.journal import Alternation, Journal, Measured
 from benchmarks.mirror_tax.loads import (
     MODES,
+    ROLLED_OUT,
     SERVED,
     Load,
     Mode,
@@ -22,7 +23,15 @@ from benchmarks.mirror_tax.loads import (
     request_of,
     saturation_of,
 )
-from benchmarks.mirror_tax.stand import Cores, Stand, candidate_of, models_of, running_stand, wait_until_quiet
+from benchmarks.mirror_tax.stand import (
+    Cores,
+    Stand,
+    candidate_of,
+    idle_work,
+    models_of,
+    running_stand,
+    wait_until_quiet,
+)
 from benchmarks.open_loop import offer
 from benchmarks.raw import RawModel
 from benchmarks.report import say
@@ -111,7 +120,7 @@ class _Session:
         wait_until_quiet()
         self._find_saturations([load for load in loads if not load.weight], Mode.ON)  # which has no rollout yet
         modes = {model_of(load, mode): mode for load in loads for mode in MODES[load.part] if not load.fault}
-        self._rolled_out = [model for model, mode in modes.items() if mode is not Mode.PLAIN]
+        self._rolled_out = [model for model, mode in modes.items() if mode in ROLLED_OUT]
         self._stand.begin(self._rolled_out)
         wait_until_quiet()
         self._warm_up(requests, loads)
@@ -128,6 +137,9 @@ class _Session:
         """One load in one mode; ``number`` is the round's."""
         if load.fault and mode is Mode.ON:
             with self._faulty(load, model_of(load, mode)):
+                return self._measure(load, mode, number)
+        if mode is Mode.BESIDE:
+            with idle_work():
                 return self._measure(load, mode, number)
         return self._measure(load, mode, number)
 
@@ -168,7 +180,7 @@ class _Session:
 
     def _settle(self, load: Load, mode: Mode, model: str) -> tuple[dict[str, int] | None, str]:
         """Where the items went that were mirrored since the last account, and how the rollout ended, if it did."""
-        if mode is Mode.PLAIN:
+        if mode not in ROLLED_OUT:
             return None, ""
         if load.fault and (ended := self._stand.ended(model)):
             return None, ended

@@ -78,9 +78,10 @@ class Row:
 
     Attributes:
         medians: by mode, of requests_per_s, p50_ms, p99_ms, and of the share of the cores that was busy.
-        figures: ``<figure>/<mode>`` is that of mirroring by that of another mode, a median of the rounds' own ratios;
-            ``mirrored`` the share of the sampled items that the candidate ran too; ``accounted`` of the answered ones
-            that have ended in the account.
+        figures: ``<figure>/<mode>`` is that of mirroring by that of another mode, a median of the rounds' own ratios,
+            but ``<figure>/beside`` that beside other work of the lowest class by that of no rollout; ``mirrored`` the
+            share of the sampled items that the candidate ran too; ``accounted`` of the answered ones that have ended in
+            the account.
         account: the items of all rounds; ``answered`` the requests that they came of.
         ended: how rollouts ended meanwhile, each way once.
     """
@@ -148,7 +149,9 @@ def _ratios(load: Load, rounds: Sequence[Alternation], batch_ms: float) -> dict[
     names, goal = (_OPEN, LATENCY_GOAL) if load.share else (_CLOSED, THROUGHPUT_GOAL)
     others = [mode for mode in MODES[load.part] if mode is not Mode.ON]
     return {
-        f"{name}/{other}": Figure.of([_ratio(each, name, other, batch_ms) for each in rounds], goal)
+        f"{name}/{other}": Figure.of(
+            [_ratio(each, name, other, batch_ms) for each in rounds], None if other is Mode.BESIDE else goal
+        )
         for name in names
         for other in others
     }
@@ -156,7 +159,8 @@ def _ratios(load: Load, rounds: Sequence[Alternation], batch_ms: float) -> dict[
 
 def _ratio(alternation: Alternation, name: str, other: Mode, batch_ms: float) -> float:
     allowance_ms = batch_ms if alternation.load.weight and name == "p99_ms" else 0.0
-    mine, theirs = (getattr(alternation.by_mode[mode].sample, name) for mode in (Mode.ON, other))
+    pair = (Mode.BESIDE, Mode.PLAIN) if other is Mode.BESIDE else (Mode.ON, other)
+    mine, theirs = (getattr(alternation.by_mode[mode].sample, name) for mode in pair)
     return float((mine - allowance_ms) / theirs)
 
 

@@ -22,7 +22,7 @@ SIZE_SHARES: Final = (0.5, 1.2)  # with time for all mirrored work, and with tim
 WEIGHTS: Final = (5, 50)
 # At a time, of the closed loop. The open one has at most the most of them: so many its saturation is found with.
 CLIENTS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
-    {"digits": (8, 64), "images": (8, 32), "images_5mb": (8, 32)}
+    {"digits": (8, 64), "images": (8, 32), "images_5mb": (8, 32), "cnn": (8, 32)}
 )
 _LARGE_SHAPE: Final = (1, 3, 645, 646)  # float32: 5,000,040 bytes
 
@@ -41,14 +41,16 @@ class Mode(StrEnum):
     """What the model under load has of a rollout."""
 
     PLAIN = "plain"  # none
+    BESIDE = "beside"  # none, but each core has something of the lowest class to do
     OFF = "off"  # one of which nothing is mirrored
     ON = "on"  # one of which everything is
 
 
+ROLLED_OUT: Final = frozenset({Mode.OFF, Mode.ON})
 MODES: Final[Mapping[Part, tuple[Mode, ...]]] = MappingProxyType(
     {
-        Part.SATURATION: (Mode.PLAIN, Mode.OFF, Mode.ON),
-        Part.LOAD: (Mode.PLAIN, Mode.OFF, Mode.ON),
+        Part.SATURATION: (Mode.PLAIN, Mode.BESIDE, Mode.OFF, Mode.ON),
+        Part.LOAD: (Mode.PLAIN, Mode.BESIDE, Mode.OFF, Mode.ON),
         Part.CANARY: (Mode.OFF, Mode.ON),  # a plain baseline would gather other batches than two versions do
         Part.FAULTS: (Mode.PLAIN, Mode.ON),  # a faulty candidate to which nothing is mirrored does nothing
         Part.SIZES: (Mode.ON,),
@@ -137,7 +139,7 @@ _LOADS: Final[Mapping[Part, tuple[Load, ...]]] = MappingProxyType(
         ),
         Part.LOAD: tuple(
             Load(part=Part.LOAD, workload=workload, connections=max(CLIENTS[workload]), share=share)
-            for workload in ("digits", "images")
+            for workload in ("digits", "images", "cnn")
             for share in SHARES
         ),
         Part.CANARY: tuple(
@@ -166,8 +168,8 @@ def saturation_of(load: Load) -> str:
 
 
 def model_of(load: Load, mode: Mode) -> str:
-    """The model that a load is put on: each mode has its own, but faulty candidates are versions of one model."""
-    return f"{load.workload}-{Part.FAULTS if load.fault else mode}"
+    """The model that a load is put on: one with each kind of rollout, but faulty candidates are versions of one."""
+    return f"{load.workload}-{Part.FAULTS if load.fault else mode if mode in ROLLED_OUT else Mode.PLAIN}"
 
 
 def request_of(load: Load, mode: Mode) -> Request:
@@ -214,6 +216,7 @@ SERVED: Final[Mapping[str, Workload]] = MappingProxyType(
     {
         "digits": WORKLOADS["digits"],
         "images": WORKLOADS["images"],
+        "cnn": WORKLOADS["cnn"],
         "images_5mb": Workload(
             name="images_5mb",
             title="5 MB images (3 × 645 × 646, channel means)",

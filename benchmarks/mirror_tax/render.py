@@ -17,7 +17,12 @@ from benchmarks.mirror_tax.figures import (
 from benchmarks.mirror_tax.loads import MODES, Mode, Part
 from benchmarks.report import origin, table
 
-_MODES: Final[Mapping[Mode, str]] = {Mode.PLAIN: "no rollout", Mode.OFF: "off", Mode.ON: "on"}
+_MODES: Final[Mapping[Mode, str]] = {
+    Mode.PLAIN: "no rollout",
+    Mode.BESIDE: "beside idle-class work",
+    Mode.OFF: "off",
+    Mode.ON: "on",
+}
 _NAMES: Final[Mapping[str, str]] = {"requests_per_s": "requests/s", "p50_ms": "p50", "p99_ms": "p99"}
 _FORMATS: Final[Mapping[str, str]] = {SHARE: ".1%", ACCOUNTED: ".3%"}  # one item of thousands must not be rounded off
 _HEADINGS: Final[Mapping[Part, str]] = {
@@ -46,8 +51,10 @@ def _how(document: Mapping[str, Any]) -> str:
         f"Medians over {settings['rounds']} rounds (and their range), {settings['seconds']:g} s for each load in each "
         f"mode, after {settings['lead_in_s']:g} s of the same; measured at commit {commits}. Each mode is a model of "
         "its own in one service, all with the same artifact for baseline and candidate: *on* has a rollout of which "
-        "everything is mirrored, *off* one of which nothing is, *no rollout* none. A ratio is the median of the "
-        "rounds' own. *Mirrored* is the share of the sampled items that the candidate ran as well, once nothing was "
+        "everything is mirrored, *off* one of which nothing is, *no rollout* none; *beside idle-class work* is no "
+        "rollout either, but each core has a process of the lowest scheduling class that counts: what the kernel "
+        "charges for whatever fills idle time, be it mirroring or not. A ratio is the median of the rounds' own. "
+        "*Mirrored* is the share of the sampled items that the candidate ran as well, once nothing was "
         "pending any more: what still waited when a load ended is in it, the lane's bound at most."
     )
     saturation = "; ".join(f"{name} {rate:.0f}/s" for name, rate in document["saturation"].items())
@@ -128,12 +135,16 @@ def _ratio_names(row: Row) -> list[str]:
 
 def _ratio_header(rows: Sequence[Row]) -> list[str]:
     goal = LATENCY_GOAL if rows[0].load.share else THROUGHPUT_GOAL
-    return [f"{_in_words(name)} ({goal.sign} {goal.bound:g})" for name in _ratio_names(rows[0])]
+    bound = f" ({goal.sign} {goal.bound:g})"
+    return [_in_words(name) + (bound if rows[0].figures[name].goal else "") for name in _ratio_names(rows[0])]
 
 
 def _in_words(name: str) -> str:
     figure, _, other = name.partition("/")
-    return f"{_NAMES.get(figure, figure)} on / {_MODES[Mode(other)]}" if other else figure
+    if not other:
+        return figure
+    pair = (Mode.BESIDE, Mode.PLAIN) if other == Mode.BESIDE else (Mode.ON, Mode(other))
+    return f"{_NAMES.get(figure, figure)} {' / '.join(_MODES[mode] for mode in pair)}"
 
 
 def _ratio_cells(row: Row) -> list[str]:

@@ -1,6 +1,9 @@
 """The service that is measured: the same artifacts under several names, and rollouts that no gate moves."""
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +27,13 @@ FAULTY_TIMEOUT_S: Final = 2.0
 FIRST_FAULTY: Final = CANDIDATE + 1
 _ACTOR: Final = "benchmark"
 _POLICY_FILE: Final = "hold.yaml"
+_IDLE_WORK: Final = """
+import os
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+count = 0
+while True:
+    count += 1
+"""
 _QUIET: Final = 0.2
 _QUIET_WITHIN_S: Final = 5.0
 _QUIET_POLL_S: Final = 0.5
@@ -239,6 +249,18 @@ class Cores:
     def share_until(self, later: Self) -> float:
         """The share of the cores that was taken between two readings."""
         return (later.busy - self.busy) / max(later.total - self.total, 1)
+
+
+@contextmanager
+def idle_work() -> Iterator[None]:
+    """As many processes of the lowest class as there are cores, which do nothing but count, while the block runs."""
+    started = [subprocess.Popen([sys.executable, "-c", _IDLE_WORK]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def wait_until_quiet() -> None:

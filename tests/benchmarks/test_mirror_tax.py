@@ -125,7 +125,7 @@ def test_each_mode_comes_first_as_often_as_any_other(number: int, part: Part) ->
 
 
 def test_modes_are_put_on_models_of_their_own_but_faulty_candidates_are_versions_of_one() -> None:
-    assert [model_of(OPEN, mode) for mode in Mode] == ["digits-plain", "digits-off", "digits-on"]
+    assert [model_of(OPEN, mode) for mode in Mode] == ["digits-plain", "digits-plain", "digits-off", "digits-on"]
     assert {model_of(FAULTY, mode) for mode in MODES[Part.FAULTS]} == {"digits-faults"}
     assert request_of(OPEN, Mode.OFF).path == "/v2/models/digits-off/infer"
 
@@ -135,6 +135,7 @@ def test_loads_in_shadow_of_one_workload_share_a_service_and_so_do_all_sizes() -
     assert [{load.part for load in group} for group in groups] == [
         {Part.SATURATION, Part.LOAD},
         {Part.SATURATION, Part.LOAD},
+        {Part.LOAD},
         {Part.CANARY},
         {Part.FAULTS},
         {Part.SIZES},
@@ -440,7 +441,7 @@ def test_modes_alternate_within_each_round_and_shares_are_of_one_saturation(tmp_
     journal = run(tmp_path, [OPEN], rounds=3)
     assert journal.saturation == {"digits": CAPACITY}, "found by offering more than is answered"
     main = [model for model, rate in service.asked if rate == CAPACITY / 2][1::2]  # without the lead-ins
-    assert main == [f"digits-{mode}" for number in range(3) for mode in order(MODES[Part.LOAD], number)]
+    assert main == [model_of(OPEN, mode) for number in range(3) for mode in order(MODES[Part.LOAD], number)]
     (row,) = summarise(journal.alternations, {})
     assert (row.rounds, row.figures[SHARE].value) == (3, 0.5)
     assert row.account["sampled"] == 600, "of three rounds with a lead-in each; what was sent before counts for nothing"

@@ -2,6 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from serving.process import sessions_compete
 
 RAISE = """
 import resource
@@ -44,3 +49,33 @@ def test_a_router_may_have_as_many_connections_open_as_the_machine_allows_it() -
 def test_what_a_burst_freed_goes_back_to_the_machine_after_a_while() -> None:
     done = subprocess.run([sys.executable, "-c", GIVE_BACK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("enabled", "cgroup", "weights", "compete"),
+    [
+        ("1\n", "0::/\n", [], True),  # bare metal
+        ("0\n", "0::/\n", [], False),
+        (None, "0::/\n", [], False),  # a kernel without the feature
+        ("1\n", "0::/system.slice/x\n", ["system.slice/x"], False),  # a service with a share of its own
+        ("1\n", "0::/system.slice/x\n", [], True),  # the controller is off there
+        ("1\n", "0::/\n", [""], False),  # a container: the group is the root of what can be seen
+        ("1\n", "3:cpu,cpuacct:/\n0::/\n", [], True),
+        ("1\n", "3:cpu,cpuacct:/docker/x\n0::/\n", [], False),
+        ("1\n", "2:cpuset:/x\n3:cpu:/\n0::/\n", [], True),
+    ],
+)
+def test_sessions_compete_where_autogroup_rules(
+    tmp_path: Path, enabled: str | None, cgroup: str, weights: list[str], compete: bool
+) -> None:
+    proc = tmp_path / "proc"
+    (proc / "sys" / "kernel").mkdir(parents=True)
+    (proc / "self").mkdir()
+    if enabled is not None:
+        (proc / "sys" / "kernel" / "sched_autogroup_enabled").write_text(enabled)
+    (proc / "self" / "cgroup").write_text(cgroup)
+    for group in weights:
+        folder = tmp_path / "sys" / "fs" / "cgroup" / group
+        folder.mkdir(parents=True)
+        (folder / "cpu.weight").write_text("100")
+    assert sessions_compete(tmp_path) is compete
