@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format bench mirror_tax findings alternatives peers load soak fuzz wrk h2load proto perf_analyzer foreign_clients reference clean
+.PHONY: setup demo test check format bench mirror_tax findings evidence_scale noise alternatives peers load soak fuzz wrk h2load proto perf_analyzer foreign_clients reference clean
 
 setup: $(READY)
 
@@ -16,8 +16,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/understudy demo
 
+# Most tests wait more than they compute, so three run at a time; those that start Ray have the machine to themselves.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not end_to_end"
+	$(BIN)/python -m pytest -m end_to_end
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -46,6 +48,14 @@ mirror_tax: $(READY) wrk
 # Planted structural faults are found and named; noise is not.
 findings: $(READY)
 	$(BIN)/python -m benchmarks.findings
+
+# A recorded trace of a baseline beside itself, resampled: nothing is found in it; `--record` records anew.
+noise: $(READY)
+	$(BIN)/python -m benchmarks.noise
+
+# 10^8 pairs through a router's recorder: flat memory, bounded disk, exact sums; goes on where it was cut off.
+evidence_scale: $(READY)
+	$(BIN)/python -m benchmarks.evidence_scale
 
 # What the HTTP and gRPC doors and the channel to the replicas were chosen over.
 alternatives: $(READY) wrk h2load

@@ -12,8 +12,9 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final, Self, cast
 from urllib.parse import urlsplit
 
@@ -34,7 +35,7 @@ _SUCCESS: Final = (b"HTTP/1.1 2", b"HTTP/1.0 2")
 class _Account:
     """What happened to the requests, and who waits."""
 
-    sent: bytes
+    sent: Iterator[bytes]  # one after another
     waiting: deque[float] = field(default_factory=deque)  # when each was due
     idle: list["_Client"] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
@@ -63,7 +64,7 @@ class _Client(asyncio.Protocol):
         assert self._transport is not None
         self._due, self._busy = due, True
         self._missing = -1
-        self._transport.write(self._account.sent)
+        self._transport.write(next(self._account.sent))
 
     def data_received(self, data: bytes) -> None:
         if self._missing < 0:
@@ -124,15 +125,31 @@ def offer(
     Raises:
         BenchmarkError: the server is not there, or nothing was answered.
     """
-    return uvloop.run(_offer(base_url, request, rate, seconds, seed, connections))
+    sent = repeat(_http(request, urlsplit(base_url).netloc))
+    return uvloop.run(_offer(base_url, sent, list(_arrivals(rate, seconds, seed)), seconds, connections))
 
 
-async def _offer(base_url: str, request: Request, rate: float, seconds: float, seed: int, connections: int) -> Sample:
+def offer_at(
+    base_url: str, requests: Iterable[Request], dues: Sequence[float], *, connections: int = MAX_CONNECTIONS
+) -> Sample:
+    """Offer each of some requests when it is due, in seconds from the start, ascending; else as ``offer`` does.
+
+    Raises:
+        BenchmarkError: the server is not there, or nothing was answered.
+    """
+    host = urlsplit(base_url).netloc
+    sent = (_http(request, host) for request in requests)
+    return uvloop.run(_offer(base_url, sent, dues, max(dues, default=0.0), connections))
+
+
+async def _offer(
+    base_url: str, sent: Iterator[bytes], offsets: Sequence[float], seconds: float, connections: int
+) -> Sample:
     address = urlsplit(base_url)
-    account = _Account(sent=_http(request, address.netloc))
+    account = _Account(sent=sent)
     pool = _Pool(account, str(address.hostname), address.port or 80, connections)
     started = time.perf_counter()
-    dues = [started + due for due in _arrivals(rate, seconds, seed)]
+    dues = [started + due for due in offsets]
     try:
         with _Alarm() as alarm:
             for due in dues:

@@ -37,6 +37,10 @@ class BackendError(ModelError):
     """A backend that cannot be built, cannot load its artifact, or failed while running it."""
 
 
+class RoomError(ModelError):
+    """A version whose declared ``resources`` are not free where it is to be loaded."""
+
+
 class SettingError(ModelError):
     """One setting of a preprocess step that is missing or wrong; whoever knows the file makes a ``SpecError`` of it."""
 

@@ -6,16 +6,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
 from models.document import read_bytes, read_document
 from models.errors import SettingError, SpecError
 from models.tensor import DATATYPES
 
 MODEL_FILE: Final = "model.yaml"
 _REQUIRED: Final = ("backend", "artifact", "sha256", "max_batch_size", "inputs", "outputs")
-_OPTIONAL: Final = ("preprocess", "labels", "parameters", "provenance")
+_OPTIONAL: Final = ("preprocess", "labels", "parameters", "resources", "provenance")
 _STEP: Final = ("kind", "tensor")
 _TENSOR: Final = ("name", "datatype", "shape")
+_RESOURCES: Final = ("memory", "gpu_memory")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_SIZE: Final = TypeAdapter(ByteSize)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,17 @@ class StepSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one replica takes at most, with its largest batch: bytes beyond the empty process, 0 where not declared.
+
+    ``gpu_memory`` includes the runtime's context on the device.
+    """
+
+    memory: int = 0
+    gpu_memory: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A validated ``model.yaml``. ``max_batch_size`` 0 means that the model takes no batch dimension.
 
@@ -58,6 +73,7 @@ class ModelSpec:
     preprocess: tuple[StepSpec, ...] = ()
     labels: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    resources: Resources = Resources()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def for_backend(self) -> "ModelSpec":
@@ -79,6 +95,7 @@ class ModelSpec:
             "preprocess": {step.input: step_to_json(step) for step in self.preprocess},
             "labels": list(self.labels),
             "parameters": dict(self.parameters),
+            "resources": {name: size for name in _RESOURCES if (size := getattr(self.resources, name))},
             "provenance": dict(self.provenance),
         }
 
@@ -129,8 +146,20 @@ def _build(fields: "_Fields", *, name: str, version: int, labels: tuple[str, ...
         preprocess=_read_steps(fields, inputs, batched=max_batch_size > 0),
         labels=labels,
         parameters=fields.mapping("parameters"),
+        resources=_read_resources(fields),
         provenance=fields.mapping("provenance"),
     )
+
+
+def _read_resources(fields: "_Fields") -> Resources:
+    mine = _Fields(
+        fields.file,
+        fields.mapping("resources"),
+        required=(),
+        optional=_RESOURCES,
+        prefix=f"{fields.prefix}resources.",
+    )
+    return Resources(**{name: mine.size(name) for name in mine.document})
 
 
 def _read_steps(fields: "_Fields", inputs: Sequence[TensorSpec], *, batched: bool) -> tuple[StepSpec, ...]:
@@ -248,6 +277,17 @@ class _Fields:
         if not _is_integer(value) or value < minimum:
             raise self._error(name, f"an integer of at least {minimum}", value)
         return int(value)
+
+    def size(self, name: str) -> int:
+        """Bytes, written as in the configuration."""
+        value = self.document[name]
+        try:
+            size = 0 if isinstance(value, bool) else int(_SIZE.validate_python(value))
+        except ValidationError:
+            size = 0
+        if size < 1:
+            raise self._error(name, "a size of at least one byte, such as 2GiB", value)
+        return size
 
     def mapping(self, name: str) -> dict[str, Any]:
         value = self.document.get(name)

@@ -6,76 +6,40 @@ one that was not never happened. Evidence is durable before it is judged, the en
 """
 
 import logging
-import secrets
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 
-from rollout.decision import Decision, Look, check_complete, decide, priority
-from rollout.doubts import find_doubts
+from rollout.decision import Decision, Look, check_complete, decide, explain, priority
 from rollout.entries import Entry
+from rollout.entry_body import entry_body
 from rollout.errors import RolloutError, StaleControllerError
 from rollout.exporter import Exporter
 from rollout.findings import reported
-from rollout.folder import JOURNAL_FILE
 from rollout.journal import Journal, Rollout
-from rollout.judge import judge, judge_broken
-from rollout.judgement import Doubt, Judgement, Verdict
+from rollout.judgement import Verdict
+from rollout.late_labels import LateLabels
 from rollout.machine import Event, State, check_stages, precise, step
 from rollout.policy import Policy
+from rollout.reopening import turned_by_labels
 from rollout.reports import write_reports
-from rollout.status import RolloutStatus, plain
-from rollout.traffic import Head, Priority, Readiness, Route, Snapshot, Traffic
+from rollout.status import RolloutStatus
+from rollout.tools import Judge, Tools
+from rollout.traffic import Head, Priority, Readiness, Route, Traffic
 from shadow.accounting import Ledger
 from shadow.errors import EvidenceError
-from shadow.evidence import Evidence
-from shadow.verify import run_id
+from shadow.labels import AddResult, Label
+
+__all__ = ["Controller", "Judge", "Limits", "Tools"]
 
 GATES: Final = "gates"  # the actor of what no person did
 _LOG = logging.getLogger(__name__)
-
-
-class Judge(Protocol):
-    """``rollout.judge.judge``."""
-
-    def __call__(  # noqa: D102 — the class says it
-        self,
-        policy: Policy,
-        evidence: Evidence,
-        /,
-        *,
-        stage: int,
-        stages: Sequence[int],
-        elapsed_s: float,
-        doubts: Sequence[Doubt],
-    ) -> Judgement: ...
-
-
-class FindDoubts(Protocol):
-    """``rollout.doubts.find_doubts``."""
-
-    def __call__(  # noqa: D102 — the class says it
-        self, policy: Policy, snapshot: Snapshot, /, *, stage: int, stages: Sequence[int], elapsed_s: float
-    ) -> Sequence[Doubt]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What the controller is given from outside, so that a test can decide each of it."""
-
-    judge: Judge = judge
-    find_doubts: FindDoubts = find_doubts
-    judge_broken: Callable[[Policy, str], Judgement] = judge_broken
-    restore_policy: Callable[[Mapping[str, Any]], Policy] = Policy.model_validate  # from the JSON as journaled
-    monotonic: Callable[[], float] = time.monotonic
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    salt: Callable[[], str] = lambda: secrets.token_hex(8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +66,7 @@ class Controller:
         baselines: Mapping[str, int],
         tools: Tools,
         limits: Limits | None = None,
+        reopen_s: Mapping[str, float] | None = None,
     ) -> None:
         """Take over: restore every rollout that has not ended and publish all routes as journaled.
 
@@ -112,6 +77,7 @@ class Controller:
             baselines: by model, as configured; a model that has had a rollout has its baseline in the database.
             tools: judge, clocks, randomness.
             limits: the defaults when None.
+            reopen_s: by model, for how long after its end a rollout takes labels; a day where it is not said.
         """
         self._journal, self._exporter, self._traffic = journal, Exporter(journal, reports), traffic
         self._configured, self._tools, self._limits = dict(baselines), tools, limits or Limits()
@@ -124,6 +90,15 @@ class Controller:
         self._warm: set[tuple[str, Priority]] = set()  # whose replicas have been ready since this controller started
         self._faults: dict[str, str] = {}
         journal.take_epoch()
+        self._late = LateLabels(
+            journal,
+            self._exporter,
+            tools,
+            reopen_s=reopen_s or {},
+            note_s=self._limits.note_s,
+            policy=self._policy,
+            baseline=self.baseline,
+        )
         self._take_over()
 
     # Every second
@@ -138,6 +113,9 @@ class Controller:
             self._journal.check_epoch()
             for rollout in self._journal.unsettled():
                 self._guard(self._advance, rollout)
+            for deployment_id in self._late.busy():
+                if (ended := self._journal.rollout(deployment_id)) is not None:
+                    self._guard(self._reopen, ended)
 
     def _guard(self, act: Callable[[Rollout], object], rollout: Rollout) -> bool:
         """Whether the act came to its end."""
@@ -168,6 +146,11 @@ class Controller:
             rollout = self._note(rollout, look) if decision is None else self._move(rollout, decision, look, GATES)
         self._apply(rollout)
 
+    def _reopen(self, rollout: Rollout) -> None:
+        """Judge an ended rollout anew, where labels came since."""
+        if (look := self._late.advance(rollout)) is not None:
+            self._looks[rollout.deployment_id] = look
+
     # Read and judge
 
     def _look(self, rollout: Rollout) -> Look:
@@ -194,15 +177,16 @@ class Controller:
             snapshot = self._traffic.snapshot(rollout.deployment_id)
             check_complete(snapshot.heads, self._journal.heads(rollout.deployment_id))
             stage, stages, elapsed_s = rollout.position.stage, rollout.stages, self._elapsed_s(rollout)
-            judgement = self._tools.judge(
+            judged = partial(
+                self._tools.judge,
                 policy,
-                snapshot.evidence,
                 stage=stage,
                 stages=stages,
                 elapsed_s=elapsed_s,
                 doubts=self._tools.find_doubts(policy, snapshot, stage=stage, stages=stages, elapsed_s=elapsed_s),
             )
-            return replace(look, judgement=judgement, snapshot=snapshot)
+            look = replace(look, judgement=judged(snapshot.evidence), snapshot=snapshot)
+            return replace(look, turned=turned_by_labels(self._looks.get(rollout.deployment_id), look, judged))
         except Exception as error:  # noqa: BLE001 — a source or a gate that breaks is a verdict (ERROR), not a crash
             reason = str(error) if isinstance(error, EvidenceError) else f"{type(error).__name__}: {error}"
             return replace(look, judgement=self._tools.judge_broken(policy, reason))
@@ -232,7 +216,7 @@ class Controller:
         self, rollout: Rollout, decision: Decision, look: Look | None, actor: str, *, to: int | None = None
     ) -> Rollout:
         event = precise(rollout.position, decision.event, rollout.stages)
-        reason = decision.reason + _named_failure(decision.event, look)
+        reason = explain(decision.reason, look, failed=decision.event is Event.FAIL)
         moved = replace(
             rollout,
             position=step(rollout.position, event, rollout.stages, to=to),
@@ -251,8 +235,9 @@ class Controller:
         if look.judgement is None:
             return rollout
         verdict, at_s = self._noted.get(rollout.deployment_id, (None, 0.0))
-        if verdict is not look.judgement.verdict or self._tools.monotonic() - at_s >= self._limits.note_s:
-            return self._write(rollout, "judgement", look.judgement.reason, GATES, look)
+        stale = self._tools.monotonic() - at_s >= self._limits.note_s
+        if verdict is not look.judgement.verdict or stale or look.turned:
+            return self._write(rollout, "judgement", explain(look.judgement.reason, look), GATES, look)
         if snapshot is not None:
             self._save_heads(rollout, snapshot.heads)
         return rollout
@@ -272,25 +257,7 @@ class Controller:
         return written
 
     def _body(self, rollout: Rollout, event: str, reason: str, actor: str, look: Look | None) -> Entry:
-        snapshot = look.snapshot if look else None
-        return {
-            "at": self._tools.now().astimezone(UTC).isoformat(),
-            "deployment_id": rollout.deployment_id,
-            "event": event,
-            "state": rollout.position.state.value,
-            "stage": rollout.position.stage,
-            "weight": rollout.weight,
-            "actor": actor,
-            "reason": reason,
-            "judgement": plain(look.judgement) if look else None,
-            "evidence": snapshot.evidence.to_json() if snapshot else None,
-            "heads": [asdict(head) for head in snapshot.heads] if snapshot else [],
-            "run_id": run_id(snapshot.evidence, snapshot.heads) if snapshot else None,
-            "accounting": dict(snapshot.accounting) if snapshot else None,
-            "coverage": snapshot.coverage.to_json() if snapshot else None,
-            "reasons": dict(snapshot.reasons) if snapshot else {},
-            "file": f"{rollout.deployment_id}/{JOURNAL_FILE}",
-        }
+        return entry_body(rollout, at=self._tools.now(), event=event, reason=reason, actor=actor, look=look)
 
     # Effect
 
@@ -337,6 +304,7 @@ class Controller:
         self._exporter.export(rollout)
         write_reports(self._exporter.folder(rollout))
         self._journal.settle(rollout.deployment_id)
+        self._late.watch(rollout)
         self._forget(rollout)
 
     def _forget(self, rollout: Rollout) -> None:
@@ -511,6 +479,34 @@ class Controller:
                 raise RolloutError(f"{model}: no rollout yet")
             return self._status(self._journal.active(model) or rollouts[-1])
 
+    def find(self, model: str, deployment_id: str | None = None) -> Rollout:
+        """A model's rollout by its id; without one the active rollout, or else the last.
+
+        Raises:
+            RolloutError: the model is unknown, or has no such rollout.
+        """
+        if deployment_id is None:
+            return self.status(model).rollout
+        self.baseline(model)
+        rollout = self._journal.rollout(deployment_id)
+        if rollout is None or rollout.model != model:
+            raise RolloutError(f"{model}: rollout: expected the id of one of its rollouts, got {deployment_id!r}")
+        return rollout
+
+    def add_labels(self, ended: Rollout, labels: Sequence[Label]) -> AddResult:
+        """Take labels of a rollout that has ended: they join its evidence, and its verdict is judged anew.
+
+        Raises:
+            RolloutError: it takes no labels any more, or never had evidence. EvidenceError: they could not be stored.
+        """
+        with self._lock:
+            return self._late.add(self._journal.rollout(ended.deployment_id) or ended, labels)
+
+    def close(self) -> None:
+        """Let go of all files."""
+        with self._lock:
+            self._late.close()
+
     def _status(self, rollout: Rollout) -> RolloutStatus:
         look = self._looks.get(rollout.deployment_id)
         snapshot = look.snapshot if look else None
@@ -523,13 +519,11 @@ class Controller:
             findings=reported(snapshot.evidence) if snapshot else (),
             heads=tuple(self._journal.heads(rollout.deployment_id).values()),
             fault=self._faults.get(rollout.deployment_id),
+            reopened=self._reopened(rollout),
         )
 
-
-def _named_failure(event: Event, look: Look | None) -> str:
-    """What the candidate itself said most often, for whoever reads why it was rolled back."""
-    reasons = look.snapshot.reasons if look is not None and look.snapshot is not None else {}
-    if event is not Event.FAIL or not reasons:
-        return ""
-    text, count = max(reasons.items(), key=lambda item: (item[1], item[0]))
-    return f"; its most frequent failure, {count} ×: {text}"
+    def _reopened(self, rollout: Rollout) -> Entry | None:
+        """The entry that reopened an ended rollout's verdict as it stands; entries after an end name it."""
+        last = self._journal.entry(rollout.deployment_id, rollout.seq) if rollout.position.ended else None
+        number = last["reopening"]["entry"] if last is not None and "reopening" in last else None
+        return None if number is None else self._journal.entry(rollout.deployment_id, number)

@@ -18,6 +18,7 @@ class Look:
     why: str  # of the readiness
     judgement: Judgement | None = None  # None: nothing to judge yet
     snapshot: Snapshot | None = None  # None: nothing to judge, or its source is broken
+    turned: str = ""  # which gates labels turned to FAIL since the look before, if any
 
     @property
     def verdict(self) -> Verdict | None:
@@ -79,6 +80,21 @@ def _decide_judged(look: Look, judgement: Judgement, policy: Policy, patience_s:
         return None
     event = Event.STALLED if policy.on_budget is OnBudget.PAUSE else Event.EXHAUSTED
     return Decision(event=event, reason=f"undecided after {policy.budget_s:g} s: {judgement.reason}")
+
+
+def explain(reason: str, look: Look | None, *, failed: bool = False) -> str:
+    """A reason with what the look adds: which gates labels turned, and why the candidate failed where harm was proved.
+
+    The latter is what the candidate itself said most often, for whoever reads why it was rolled back.
+    """
+    said = [reason]
+    reasons = look.snapshot.reasons if look is not None and look.snapshot is not None else {}
+    if failed and reasons:
+        text, count = max(reasons.items(), key=lambda item: (item[1], item[0]))
+        said.append(f"its most frequent failure, {count} ×: {text}")
+    if look is not None and look.turned:
+        said.append(look.turned)
+    return "; ".join(said)
 
 
 def priority(position: Position) -> Priority:

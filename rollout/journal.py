@@ -214,6 +214,19 @@ class Journal:
                 connection.execute(promoted.values(version=rollout.candidate))
         return written
 
+    def annotate(self, rollout: Rollout, body: Entry, *, heads: Iterable[Head] = ()) -> Rollout:
+        """Add an entry to a rollout that has ended, and the heads it rests on, all or nothing; no baseline changes.
+
+        The arguments are those of ``record``; another rollout's promotion may have come since.
+
+        Raises:
+            StaleControllerError: the epoch is over, or someone else has written to this rollout.
+        """
+        with self._write() as connection:
+            written = self._put(connection, rollout, body)
+            self._put_heads(connection, rollout.deployment_id, heads)
+        return written
+
     def save_heads(self, deployment_id: str, heads: Iterable[Head]) -> None:
         """Write down how far the evidence reaches, so that a tail cut off later is noticed."""
         with self._write() as connection:
@@ -270,6 +283,17 @@ class Journal:
     def rollout(self, deployment_id: str) -> Rollout | None:
         """One rollout, if it is known."""
         return next(iter(self._rollouts(ROLLOUTS.c.deployment_id == deployment_id)), None)
+
+    def ended_since(self, at: datetime) -> list[Rollout]:
+        """All rollouts that ended at this time or later, and from whose end nothing more follows; oldest first."""
+        return self._rollouts(ROLLOUTS.c.settled.is_(True) & (ROLLOUTS.c.entered_at >= stamp(at)))
+
+    def entry(self, deployment_id: str, seq: int) -> Entry | None:
+        """One entry of a rollout's journal, if it is there."""
+        one = select(JOURNAL.c.entry).where(JOURNAL.c.deployment_id == deployment_id, JOURNAL.c.seq == seq)
+        with translated(self._url), self._engine.connect() as connection:
+            text = connection.execute(one).scalar()
+        return None if text is None else orjson.loads(text)
 
     def entries(self, deployment_id: str, *, after: int = 0) -> list[Entry]:
         """A rollout's journal, from the entry that follows ``after``."""

@@ -10,7 +10,10 @@ from rollout.entries import Entry
 from rollout.machine import Event, State
 
 RATIONALE_WORDS: Final = 25
-NOTE_EVENTS: Final = frozenset({"judgement", "restart"})  # entries that moved nothing
+LABELS: Final = "labels"  # an ended rollout's entry: labels joined late, and its verdict stands
+REOPENED: Final = "reopened"  # … and its verdict is another now
+BY_LABELS: Final = "labels"  # the actor of both
+NOTE_EVENTS: Final = frozenset({"judgement", "restart", LABELS})  # entries that moved nothing and changed no verdict
 
 
 class Outcome(StrEnum):
@@ -64,10 +67,24 @@ def conclude(state: State, event: str, reason: str, confidence: float) -> Conclu
 
 
 def conclude_journal(entries: Sequence[Entry]) -> Conclusion:
-    """What a journal comes to."""
+    """What a journal comes to: its last move, or what labels that joined after it made of the verdict."""
     last = next(entry for entry in reversed(entries) if entry["event"] not in NOTE_EVENTS)
-    confidence = (last["judgement"] or {}).get("confidence") or 0.0
-    return conclude(State(last["state"]), last["event"], last["reason"], confidence)
+    return conclude_reopened(last) if last["event"] == REOPENED else conclude_move(last)
+
+
+def conclude_move(entry: Entry) -> Conclusion:
+    """What the move of an entry comes to."""
+    return conclude(State(entry["state"]), entry["event"], entry["reason"], _confidence(entry))
+
+
+def conclude_reopened(entry: Entry) -> Conclusion:
+    """What an entry comes to that reopened a verdict."""
+    outcome = Outcome(entry["reopening"]["now"])
+    return Conclusion(outcome=outcome, confidence=_confidence(entry), rationale=shorten(entry["reason"]))
+
+
+def _confidence(entry: Entry) -> float:
+    return (entry["judgement"] or {}).get("confidence") or 0.0
 
 
 def shorten(text: str, words: int = RATIONALE_WORDS) -> str:

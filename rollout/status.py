@@ -6,8 +6,10 @@ from typing import Any
 
 import orjson
 
+from rollout.entries import Entry
 from rollout.journal import Rollout
 from rollout.judgement import Judgement, Verdict
+from rollout.outcome import Conclusion, conclude_reopened
 from rollout.traffic import Head
 from shadow.accounting import Ledger
 
@@ -24,6 +26,12 @@ class RolloutStatus:
     fault: str | None  # what keeps the controller from acting, if anything does
     coverage: Ledger = field(default_factory=Ledger)  # the same account, by size and slice
     findings: tuple[str, ...] = ()  # what is structurally wrong with the candidate's answers
+    reopened: Entry | None = None  # by which labels that came after the end changed the verdict, if they did
+
+    @property
+    def conclusion(self) -> Conclusion:
+        """What the rollout comes to by now."""
+        return self.rollout.conclusion if self.reopened is None else conclude_reopened(self.reopened)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -35,7 +43,7 @@ class RolloutStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        rollout, position, conclusion = self.rollout, self.rollout.position, self.rollout.conclusion
+        rollout, position, conclusion, again = self.rollout, self.rollout.position, self.conclusion, self.reopened
         return {
             "deployment_id": rollout.deployment_id,
             "model": rollout.model,
@@ -61,6 +69,7 @@ class RolloutStatus:
             "confidence": conclusion.confidence,
             "verdict": conclusion.line,
             "fault": self.fault,
+            "reopened": again and {"at": again["at"], "reason": again["reason"], **again["reopening"]},
         }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from shadow.accounting import Ledger
+from shadow.accounting import Account, Ledger
 from shadow.evidence import Evidence, Limits
 from shadow.store import Head
 
@@ -37,7 +37,8 @@ class Snapshot:
 
     ``accounting`` is the mirror's: items sampled, mirrored, pending, shed, too_large, timed_out, failed. ``coverage``
     is the same by size and slice, as far as it is known: a router that is gone took its own along. Doubts of coverage
-    rest on it. ``reasons`` says why the candidate failed requests, with counts; bounded, and for people: nothing is
+    rest on it. ``accounts`` is ``accounting`` by chain: what is lost of one whose writer is killed is counted by it.
+    ``reasons`` says why the candidate failed requests, with counts; bounded, and for people: nothing is
     decided by it.
     """
 
@@ -46,6 +47,7 @@ class Snapshot:
     accounting: Mapping[str, int]
     reasons: Mapping[str, int] = field(default_factory=dict)
     coverage: Ledger = field(default_factory=Ledger)
+    accounts: Mapping[str, Account] = field(default_factory=dict)
 
 
 class Priority(StrEnum):

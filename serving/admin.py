@@ -51,8 +51,9 @@ class LabelBody(_Body):
 
 
 class LabelsBody(_Body):
-    """Late ground truth."""
+    """Late ground truth; for the active rollout, or else the last, if none is named by its id."""
 
+    rollout: Annotated[str, Field(max_length=200)] | None = None
     labels: list[LabelBody] = Field(max_length=_MAX_LABELS)
 
 
@@ -86,7 +87,7 @@ def create_app(operations: Operations, *, token: str | None) -> FastAPI:
 
     @app.post("/labels/{model}")
     def add_labels(model: str, body: LabelsBody) -> dict[str, Any]:
-        return operations.add_labels(model, [label.model_dump() for label in body.labels])
+        return operations.add_labels(model, [label.model_dump() for label in body.labels], rollout=body.rollout)
 
     return app
 

@@ -60,9 +60,14 @@ class AdminClient:
         """pause, resume, promote, abort or rollback; options: actor, reason, to."""
         return self._call("POST", f"/rollouts/{model}/{action}", options)
 
-    def add_labels(self, model: str, labels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Late ground truth: request_id, item, label each. Returns how many were accepted."""
-        return self._call("POST", f"/labels/{model}", {"labels": list(labels)})
+    def add_labels(
+        self, model: str, labels: Sequence[Mapping[str, Any]], *, rollout: str | None = None
+    ) -> dict[str, Any]:
+        """Late ground truth: request_id, item, label each; for a rollout by its id, else the active or the last one.
+
+        Returns how many were accepted.
+        """
+        return self._call("POST", f"/labels/{model}", {"labels": list(labels), "rollout": rollout})
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:

@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.room import mebibytes
+from models.spec import ModelSpec
 from serving.errors import ConfigError
 from shadow.errors import ShadowError
 from shadow.sampler import Sampling
@@ -130,7 +132,8 @@ class Autoscaling(_Section):
 class Replicas(_Section):
     """Ray resources of one replica; ``memory_limit`` is enforced on the process, beyond what it holds when empty.
 
-    Their number is fixed, or follows ``autoscaling``.
+    Their number is fixed, or follows ``autoscaling``. ``warm_up`` are the sizes of the batches of zeros that each runs
+    before it is ready; where None: 1 and the largest (``models.warm_up``).
     """
 
     num_replicas: int = Field(default=1, ge=1)
@@ -138,6 +141,7 @@ class Replicas(_Section):
     num_cpus: float = Field(default=0.5, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     memory_limit: ByteSize = ByteSize(2048 * MEBIBYTE)
+    warm_up: tuple[Annotated[int, Field(ge=1)], ...] | None = None
 
     @model_validator(mode="after")
     def _number_is_said_once(self) -> Self:
@@ -149,6 +153,15 @@ class Replicas(_Section):
     def least(self) -> int:
         """How many replicas a version has at least."""
         return self.num_replicas if self.autoscaling is None else self.autoscaling.min_replicas
+
+    def too_small_for(self, spec: ModelSpec) -> str:
+        """Why a version cannot have what it declares; "" if it can."""
+        if spec.resources.memory <= self.memory_limit:
+            return ""
+        declared, limit = mebibytes(spec.resources.memory, up=True), mebibytes(self.memory_limit)
+        return (
+            f"memory_limit: expected at least the resources.memory of version {spec.version}, {declared}, got {limit}"
+        )
 
 
 class Batching(_Section):
@@ -248,11 +261,16 @@ class Comparator(_Section):
 
 
 class Rollout(_Section):
-    """How a candidate rises: a preset's name or a policy file, and the weights in percent."""
+    """How a candidate rises: a preset's name or a policy file, and the weights in percent.
+
+    A label counts within ``labels_within_s`` of its pair, and whatever its pair's age in the ``labels_reopen_s`` after
+    the rollout's end.
+    """
 
     policy: str = "improvement"
     stages: tuple[int, ...] = (0, 5, 20, 50, 100)
     labels_within_s: Positive = 900.0
+    labels_reopen_s: Positive = 86_400.0
 
     @field_validator("stages")
     @classmethod
@@ -272,6 +290,14 @@ class Model(_Section):
     comparator: Comparator
     slices: SliceSettings | None = None
     rollout: Rollout = Rollout()
+
+    @model_validator(mode="after")
+    def _warm_up_is_of_batches(self) -> Self:
+        beyond = [size for size in self.replicas.warm_up or () if size > self.batching.max_batch_size]
+        if beyond:
+            most = self.batching.max_batch_size
+            raise ValueError(f"replicas.warm_up of sizes up to batching.max_batch_size, {most}, got {beyond}")
+        return self
 
     @model_validator(mode="after")
     def _floors_are_of_slices(self) -> Self:

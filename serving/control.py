@@ -5,17 +5,18 @@ Routers call ``exchange`` in a long poll: they bring their durable evidence and 
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
-from models.errors import UnderstudyError
+from models.errors import SpecError, UnderstudyError
 from models.repository import Repository
+from models.room import Room, shortage
+from models.spec import Resources, load_spec
 from rollout.traffic import Head, Priority, Readiness, Route, Snapshot
 from serving.config import Config
 from serving.directory import Directory, Process
@@ -45,6 +46,9 @@ class Host(Protocol):
 
     def lacks(self, model: str) -> str:
         """What is missing to load a candidate of this model beside all that runs; "" when nothing is."""
+
+    def room(self) -> Room | None:
+        """The memory of the machine that replicas run on; None of several, where each replica sees to its own."""
 
     def hosted(self) -> Mapping[tuple[str, int, Priority], tuple[Readiness, str]]:
         """All that is hosted, and how far each is (with a reason if it failed)."""
@@ -105,7 +109,7 @@ class ControlTraffic:
                 raise EvidenceError("; ".join(sorted(faults)))
             evidence = sum((mine for mine, _ in sources.chains.values()), Evidence())
             heads = [head for _, head in sources.chains.values()]
-            ledgers = list(itertools.starmap(_as_it_stands, sources.accounts.values()))
+            ledgers = {chain: _as_it_stands(*account) for chain, account in sources.accounts.items()}
             reasons: Counter[str] = Counter()
             for each in sources.reasons.values():
                 reasons.update(each)
@@ -117,8 +121,10 @@ class ControlTraffic:
         return Snapshot(
             evidence=evidence,
             heads=tuple(sorted(heads, key=lambda head: head.chain)),
-            accounting=sum(ledgers, Ledger()).total.to_json(),
-            coverage=sum((each for each in ledgers if each.company), Ledger()),  # where it is known what was sampled
+            accounting=sum(ledgers.values(), Ledger()).total.to_json(),
+            # Where it is known what was sampled.
+            coverage=sum((each for each in ledgers.values() if each.company), Ledger()),
+            accounts={chain: ledger.total for chain, ledger in ledgers.items()},
             reasons=reasons,
         )
 
@@ -126,16 +132,46 @@ class ControlTraffic:
         """See ``Traffic.load``."""
         if priority is Priority.SHADOW and not self._answers_clients(model, version):
             self._remove(model, version, Priority.NORMAL)  # of an earlier rollout: in shadow it would be too high
-        # In shadow for as long as the rollout lasts: what is mirrored never goes to replicas that answer clients.
-        wanted = [(model, version, priority), (model, version, Priority.SHADOW), *self._twin(model)]
-        for each in dict.fromkeys(wanted):
-            self._host.ensure(*each)
-        hosted = self._host.hosted()
-        for each in dict.fromkeys(wanted):
+        wanted, hosted = self._wanted(model, version, priority), self._host.hosted()
+        if missing := [each for each in wanted if each not in hosted]:
+            if lacks := self._lacks(missing):  # what a superseded rollout held may still be on its way out
+                return Readiness.LOADING, f"no room to load version {version} beside the baseline: it needs {lacks}"
+            for each in missing:
+                self._host.ensure(*each)
+            hosted = self._host.hosted()
+        for each in wanted:
             state, reason = self._state(hosted, each)
             if each[2] is priority and state is not Readiness.READY:
                 return state, reason if each[1] == version else f"the baseline's twin: {reason}"
         return Readiness.READY, ""
+
+    def lacks(self, model: str, version: int) -> str:
+        """What memory is missing for all the replicas that a rollout of a version will ask for; "" when nothing is."""
+        wanted, hosted = self._wanted(model, version, Priority.NORMAL), self._host.hosted()
+        return self._lacks(each for each in wanted if each not in hosted)
+
+    def _wanted(self, model: str, version: int, priority: Priority) -> list[tuple[str, int, Priority]]:
+        """In shadow for as long as the rollout lasts: what is mirrored never goes to replicas that answer clients."""
+        wanted = [(model, version, priority), (model, version, Priority.SHADOW), *self._twin(model)]
+        return list(dict.fromkeys(wanted))
+
+    def _lacks(self, missing: Iterable[tuple[str, int, Priority]]) -> str:
+        """What replicas of these declare beyond what is free."""
+        needs = [
+            resources
+            for model, version, _ in missing
+            if (resources := self._declared(model, version)) != Resources()
+            for _ in range(self._config.models[model].replicas.least)
+        ]
+        room = self._host.room() if needs else None
+        return shortage(needs, room) if room is not None else ""
+
+    def _declared(self, model: str, version: int) -> Resources:
+        """What a version declares; nothing where its ``model.yaml`` is wrong: its replicas say what is."""
+        try:
+            return load_spec(self._config.repository / model / str(version), name=model, version=version).resources
+        except SpecError:
+            return Resources()
 
     def _state(
         self, hosted: Mapping[tuple[str, int, Priority], tuple[Readiness, str]], wanted: tuple[str, int, Priority]

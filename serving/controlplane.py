@@ -100,6 +100,7 @@ class ControlPlane:
             traffic=traffic,
             baselines={name: model.baseline for name, model in self._config.models.items()},
             tools=Tools(judge=judge, judge_broken=judge_broken, restore_policy=Policy.model_validate),
+            reopen_s={name: model.rollout.labels_reopen_s for name, model in self._config.models.items()},
         )
         self._traffic, self._controller = traffic, controller
         app = create_app(Operations(self._config, controller, traffic, self._host), token=server.admin_token)
@@ -107,6 +108,7 @@ class ControlPlane:
         socket = bind(server.host, server.admin_port)
         self._started.set()
         await self._door.serve(sockets=[socket])
+        controller.close()
         journal.close()
 
     def _tick(self) -> None:

@@ -22,6 +22,8 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from models.backends import open_backend
 from models.preprocess import open_preprocess
 from models.repository import Repository
+from models.room import Machine, Room, require_room
+from models.warm_up import batch_sizes
 from rollout.traffic import Priority, Readiness
 from serving.autoscaling import QueuePolicy
 from serving.config import Replicas
@@ -62,6 +64,8 @@ class ModelReplica:
         backend = open_backend(opened, place.config.backends)
         preprocess = open_preprocess(opened, place.config.preprocess)
         limit_memory(settings.replicas.memory_limit)
+        if priority is Priority.SHADOW:  # nothing that answers clients is kept from trying
+            require_room(opened.spec)
         self._worker = Worker(
             replica_id=f"{model}-{version}-{priority}-{uuid.uuid4().hex[:8]}",
             spec=opened.spec,
@@ -70,6 +74,7 @@ class ModelReplica:
             directory=place.directory,
             priority=priority,
             timeout_s=settings.batching.timeout_s if priority is Priority.NORMAL else settings.mirror.timeout_s,
+            warm_up=batch_sizes(opened.spec, settings.replicas.warm_up, limit=settings.batching.max_batch_size),
         )
         self._worker.start()
         spare_the_collector()
@@ -209,6 +214,11 @@ class ServeHost:
             if need > free.get(resource, 0)
         ]
         return " and ".join(short)
+
+    def room(self) -> Room | None:
+        """See ``Host.room``."""
+        machines = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray's own
+        return Machine() if len(machines) == 1 else None
 
     def hosted(self) -> Mapping[tuple[str, int, Priority], tuple[Readiness, str]]:
         """See ``Host.hosted``."""

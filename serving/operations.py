@@ -91,26 +91,34 @@ class Operations:
             return self._status(self._controller.promote(model, actor=actor, reason=reason, to=to))
         return self._status(getattr(self._controller, action)(model, actor=actor, reason=reason))
 
-    def add_labels(self, model: str, labels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Hand late ground truth to the model's active rollout."""
-        status = self._controller.status(model)
-        if status.rollout.position.ended:
-            raise RolloutError(f"{model}: no active rollout takes labels")
+    def add_labels(
+        self, model: str, labels: Sequence[Mapping[str, Any]], *, rollout: str | None = None
+    ) -> dict[str, Any]:
+        """Hand late ground truth to a rollout, by its id; without one to the active, or else to the last.
+
+        Raises:
+            RolloutError: there is no such rollout, or it ended too long ago. ShadowError: a label is wrong.
+        """
+        found = self._controller.find(model, rollout)
         rows = [Label(**label) for label in labels]
-        return dict(self._traffic.add_labels(status.rollout.deployment_id, rows))
+        if found.position.ended:
+            return asdict(self._controller.add_labels(found, rows))
+        return dict(self._traffic.add_labels(found.deployment_id, rows))
 
     def _policy(self, name: str) -> Policy:
         return load_policy(name, relative_to=self._config.directory)
 
     def _check_candidate(self, model: str, candidate: int) -> None:
         opened = self._repository.open(model, candidate).spec
+        if wrong := self._config.models[model].replicas.too_small_for(opened):
+            raise RolloutError(f"{model}: models.{model}.replicas.{wrong}")
         baseline = self._repository.open(model, self._controller.baseline(model)).spec
         reasons = [each.reason for each in diff(baseline, opened).differences if not each.compatible]
         if reasons:
             raise RolloutError(f"{model}: version {candidate} does not fit the baseline: {reasons[0]}")
 
     def _check_room(self, model: str, candidate: int) -> None:
-        lacks = self._host.lacks(model)
+        lacks = " and ".join(filter(None, (self._host.lacks(model), self._traffic.lacks(model, candidate))))
         if lacks:
             raise RolloutError(f"{model}: no room to load version {candidate} beside the baseline: it needs {lacks}")
 

@@ -22,6 +22,7 @@ from models.preprocess import Prepared, Preprocess
 from models.signature import check_outputs
 from models.spec import ModelSpec
 from models.tensor import Array, Buffer, Tensor, from_numpy, to_numpy
+from models.warm_up import zeros
 from rollout.traffic import Priority
 from serving.arena import Window
 from serving.directory import Directory, Replica
@@ -69,7 +70,10 @@ class _Clocks:
 
 
 class Worker:
-    """Serves batches from ``directory``'s routers until ``stop``; ``start`` returns when the model is loaded."""
+    """Serves batches from ``directory``'s routers until ``stop``; ``start`` returns when the model is loaded and warm.
+
+    ``warm_up`` are the sizes of the batches of zeros that it runs before routers learn of it.
+    """
 
     def __init__(
         self,
@@ -81,11 +85,13 @@ class Worker:
         directory: Directory,
         priority: Priority,
         timeout_s: float,
+        warm_up: Sequence[int] = (),
         exit_process: Callable[[int], None] = os._exit,
     ) -> None:
         self._spec, self._backend, self._directory = spec, backend, directory
         self._preprocess = preprocess
         self._timeout_s, self._exit = timeout_s, exit_process
+        self._warm_up_sizes, self._warm = tuple(warm_up), threading.Event()
         self._announcement = Replica(
             id=replica_id,
             model=spec.name,
@@ -103,15 +109,17 @@ class Worker:
         self._watchdog = threading.Thread(target=self._watch, name="replica-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Load the model and begin to serve.
+        """Load the model, warm it up and begin to serve.
 
         Raises:
-            models.errors.BackendError: the backend cannot load or run it.
+            models.errors.BackendError: the backend cannot load it.
         """
         self._backend.load()
+        # Before the warm-up: what the runtime then reserves for batches, and keeps, is theirs and not the weights'. A
+        # model whose batches need more would otherwise hide it in the size that its peaks are measured from.
         self._meter.mark_loaded()
-        self._arm()
         self._thread.start()
+        self._warm.wait()
         self._watchdog.start()
 
     @property
@@ -128,7 +136,23 @@ class Worker:
                 thread.join(timeout=wait_s)
         faulthandler.cancel_dump_traceback_later()  # after the watchdog, which would arm it again
 
+    def _warm_up(self) -> None:
+        """Run the batches of zeros, however long a runtime takes to prepare; no time or failure of theirs is evidence.
+
+        In the thread that serves, as some of what a runtime prepares belongs to its thread. A model may refuse zeros.
+        """
+        try:
+            for rows in self._warm_up_sizes:
+                try:
+                    self._backend.run(zeros(self._spec, rows))
+                except Exception as error:  # noqa: BLE001 — as in ``_run``: a user's backend may raise anything
+                    _log.warning("the warm-up with a batch of %d failed: %s", rows, _reason(error))
+        finally:
+            self._warm.set()
+
     def _serve(self) -> None:
+        self._warm_up()
+        self._arm()
         reception = Reception(self._announcement.address)
         self._directory.announce(self._announcement)
         try:

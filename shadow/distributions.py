@@ -1,5 +1,7 @@
 """What a rollout's evidence looks like: distributions that no gate has need of, from all of its rows, in one pass.
 
+Of segments that became checkpoints there are sums alone: they count in ``Survey.evidence``, and in no distribution.
+
 Everything merges: what is known of many segments is the sum of what is known of each, in any order and any grouping.
 Memory is that of one segment and of bounded tables: histograms with fixed buckets, ``MOST_LABELS`` labels,
 ``MOST_BLOCKS`` blocks of time, and as many of the worst items as are asked for. No values are kept but theirs.
@@ -9,7 +11,7 @@ same batch at the mirror's priority. Where the candidate answered, other process
 """
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import exp, sqrt
@@ -21,15 +23,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shadow.accounting import Account
+from shadow.comparators import Measure
 from shadow.errors import EvidenceError
-from shadow.evidence import BUCKET_WIDTH, DELTA_EDGES, Buckets, Evidence, Histogram, LabelCells, Limits, StageSums
+from shadow.evidence import (
+    BUCKET_WIDTH,
+    DELTA_EDGES,
+    Buckets,
+    Evidence,
+    Histogram,
+    LabelCells,
+    Limits,
+    MeasureSums,
+    SliceSums,
+    StageSums,
+)
 from shadow.findings import FINDINGS
 from shadow.labels import SCHEMA as LABEL_SCHEMA
 from shadow.pair import Arm, Status
 from shadow.rows import SCHEMA as PAIR_SCHEMA
-from shadow.rows import SIDES, TWIN
-from shadow.slices import MAX_SLICES
-from shadow.store import Header, Kind, Segment, chains, walk_chain
+from shadow.rows import SIDES, TWIN, measure_matrix
+from shadow.slices import MAX_SLICES, NONE, OTHER
+from shadow.store import Checkpoint, Header, Kind, Segment, chains, latest_checkpoint, walk_chain
 from shadow.sums import label_sums, sums
 
 MOST_LABELS: Final = 1000
@@ -297,6 +311,7 @@ class Agreement:
     agree: int = 0  # same top-1
     over: int = 0  # max |Δscore| > tolerance
     max_delta: float = 0.0
+    measures: Mapping[str, MeasureSums] = field(default_factory=dict)  # by the measure's name
 
     def __add__(self, other: "Agreement") -> "Agreement":
         return Agreement(
@@ -304,6 +319,7 @@ class Agreement:
             agree=self.agree + other.agree,
             over=self.over + other.over,
             max_delta=max(self.max_delta, other.max_delta),
+            measures=_merged(self.measures, other.measures),
         )
 
 
@@ -418,7 +434,8 @@ class Distributions:
     ``spreads``, ``ratios`` and ``memory`` are of the batches that the baseline answered; ``batches`` and ``swapped``
     count all batches, and those that the candidate answered. ``looked`` are requests with an end on both sides, where
     findings can show, ``looked_beside`` those of them that the twin ran, too. ``named`` are compared items whose
-    baseline named a top-1 answer; ``labels`` sorts them by it. ``accuracy`` is of late labels, by the true class.
+    baseline named a top-1 answer; ``labels`` sorts them by it, ``slices`` sorts all, and has their measures.
+    ``accuracy`` is of late labels, by the true class.
     """
 
     rows: int = 0
@@ -486,9 +503,25 @@ def wilson(count: int, n: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """What became of older segments: their sums, and how many segments and rows of pairs these had been."""
+
+    chains: int = 0  # that begin with a checkpoint
+    segments: int = 0
+    rows: int = 0
+    evidence: Evidence = field(default_factory=Evidence)
+
+    def __add__(self, other: "Checkpoints") -> "Checkpoints":
+        return Checkpoints(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """All evidence of one rollout. ``header`` is that of a segment of pairs, ``account`` what the last segment of each
     chain says of the mirror, added up.
+
+    ``evidence`` has everything, also what is in ``checkpoints`` alone; ``distributions`` and ``segments`` are of what
+    is still there row by row.
     """
 
     header: Header
@@ -497,16 +530,44 @@ class Survey:
     account: Account
     evidence: Evidence
     distributions: Distributions
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+
+    @property
+    def by_slice(self) -> dict[str, Agreement]:
+        """All compared items by slice, those of no slice as ``NONE``.
+
+        Counts are those of the sums, checkpoints included; the largest |Δ| and the measures are of the rows.
+        """
+        total, rows = self.evidence.total(), self.distributions.slices
+        counts = {**total.slices.by_name}
+        rest = SliceSums(
+            items=total.items - sum(each.items for each in counts.values()),
+            agree=total.agree - sum(each.agree for each in counts.values()),
+            delta_over=total.delta_over - sum(each.delta_over for each in counts.values()),
+        )
+        if rest.items:
+            counts[NONE] = rest
+        seen: dict[str, Agreement] = {}
+        for name, each in (*rows.by_label.items(), (OTHER, rows.others)):
+            if each is not None:
+                place = name if name in counts else OTHER  # as ``SliceTable`` pools them
+                seen[place] = seen.get(place, Agreement()) + each
+        return {
+            name: replace(seen.get(name, Agreement()), items=each.items, agree=each.agree, over=each.delta_over)
+            for name, each in counts.items()
+        }
 
 
 def survey(folder: Path, *, worst: int = WORST) -> Survey:
-    """Read all segments in a folder of evidence, one after the other.
+    """Read all segments in a folder of evidence, one after the other, and the checkpoints before them.
 
-    Every chain is walked: a segment must follow the bytes of the one before. Whether figures follow from the scores,
-    and heads are those that the journal recorded, is for ``shadow.verify`` to say.
+    A rollout that still runs is read as far as it had come. Every chain is walked: a segment must follow the bytes of
+    the one before. Whether figures follow from the scores, and heads are those that the journal recorded, is for
+    ``shadow.verify`` to say.
 
     Raises:
-        EvidenceError: there is none, a segment is damaged or missing (names the file), or chains are of two rollouts.
+        EvidenceError: there is none, a segment is damaged or missing (names the file), chains are of two rollouts, or
+            one was compacted while it was read.
     """
     reader = _Reader(worst)
     for chain in chains(folder):
@@ -520,6 +581,7 @@ def survey(folder: Path, *, worst: int = WORST) -> Survey:
         account=reader.account,
         evidence=reader.evidence,
         distributions=reader.distributions,
+        checkpoints=reader.checkpoints,
     )
 
 
@@ -531,32 +593,49 @@ class _Reader:
         self.header: Header | None = None
         self.chains = self.segments = 0
         self.account, self.evidence = Account(), Evidence()
-        self.distributions = Distributions()
+        self.distributions, self.checkpoints = Distributions(), Checkpoints()
         self._deployment_id: str | None = None
 
     def read(self, folder: Path, chain: str) -> None:
         """Add a chain."""
         header: Header | None = None
+        number = 0
+        if (checkpoint := latest_checkpoint(folder, chain)) is not None:
+            header, number = checkpoint.header, checkpoint.head.segments
+            self._check(folder / checkpoint.name, header)
+            self._add_checkpoint(checkpoint)
         for segment, _ in walk_chain(folder, chain):
+            number += 1
+            if segment.number != number:
+                raise EvidenceError(f"{folder}: chain {chain} was compacted while it was read: run this again")
             header = segment.header()
-            self._check(segment, header)
+            self._check(segment.path, header)
             self._add(segment, header)
             self.segments += 1
         self.chains += 1
         if header is not None:
             self.account += header.account
 
-    def _check(self, segment: Segment, header: Header) -> None:
+    def _add_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.evidence += checkpoint.evidence
+        self.checkpoints += Checkpoints(
+            chains=1,
+            segments=checkpoint.head.segments,
+            rows=checkpoint.head.rows if checkpoint.header.kind is Kind.PAIRS else 0,
+            evidence=checkpoint.evidence,
+        )
+
+    def _check(self, path: Path, header: Header) -> None:
         """All chains must be of one rollout, all pairs compared in one way."""
         self._deployment_id = self._deployment_id or header.deployment_id
         if header.deployment_id != self._deployment_id:
             raise EvidenceError(
-                f"{segment.path}: of deployment {header.deployment_id}; others here are of {self._deployment_id}"
+                f"{path}: of deployment {header.deployment_id}; others here are of {self._deployment_id}"
             )
         if header.kind is Kind.PAIRS:
             self.header = self.header or header
             if _way(header) != _way(self.header):
-                raise EvidenceError(f"{segment.path}: header: limits or comparator differ from those of other chains")
+                raise EvidenceError(f"{path}: header: limits or comparator differ from those of other chains")
 
     def _add(self, segment: Segment, header: Header) -> None:
         try:
@@ -567,7 +646,9 @@ class _Reader:
             else:
                 table = segment.table(PAIR_SCHEMA)
                 self.evidence += sums(table, header.limits, header.measures)
-                self.distributions += distributions(table, segment.path.name, header.limits, worst=self._worst)
+                self.distributions += distributions(
+                    table, segment.path.name, header.limits, header.measures, worst=self._worst
+                )
         except Exception as error:  # rows that are damaged, or that someone made up, may break anything
             if str(error).startswith(str(segment.path)):
                 raise
@@ -579,8 +660,16 @@ def _way(header: Header) -> Header:
     return replace(header, chain="", number=0, previous="", account=Account())
 
 
-def distributions(table: pa.Table, file: str, limits: Limits, *, worst: int = WORST) -> Distributions:
-    """Those of rows of ``shadow.rows.SCHEMA``, which are all of the segment that ``file`` names."""
+def distributions(
+    table: pa.Table, file: str, limits: Limits, measures: Sequence[Measure] = (), *, worst: int = WORST
+) -> Distributions:
+    """Those of rows of ``shadow.rows.SCHEMA``, which are all of the segment that ``file`` names.
+
+    ``measures`` are those of the rows' comparator.
+
+    Raises:
+        EvidenceError: the rows have another number of measures.
+    """
     columns = _Columns(table)
     request, batch = columns.ints("item") == 0, columns.ints("batch_row") == 0
     primary = columns.equal("primary", Arm.BASELINE)
@@ -599,7 +688,7 @@ def distributions(table: pa.Table, file: str, limits: Limits, *, worst: int = WO
         looked_beside=_count(beside),
         findings=_findings(columns, both, beside),
         worst=_worst(table, columns.floats("max_delta"), file, worst),
-        **_agreements(columns, limits.tolerance),
+        **_agreements(columns, limits.tolerance, measures),
     )
 
 
@@ -618,6 +707,10 @@ class _Columns:
         """A column of floats; null is NaN."""
         numbers: _Floats = self._table[name].combine_chunks().to_numpy(zero_copy_only=False)
         return numbers
+
+    def measures(self, count: int) -> _Floats:
+        """What the comparator measured: [rows, count]."""
+        return measure_matrix(self._table["measures"].combine_chunks(), count)
 
     def words(self, name: str) -> tuple[list[str], _Ints]:
         """The words of a column, and which of them each row has."""
@@ -699,13 +792,14 @@ def _findings(columns: _Columns, both: _Bools, beside: _Bools) -> dict[str, Foun
     return found
 
 
-def _agreements(columns: _Columns, tolerance: float) -> dict[str, Any]:
+def _agreements(columns: _Columns, tolerance: float, measures: Sequence[Measure]) -> dict[str, Any]:
     """``named``, ``labels`` and ``slices`` of the compared items."""
     deltas = columns.floats("max_delta")
     compared = np.flatnonzero(~np.isnan(deltas))
     deltas, label = deltas[compared], columns.ints("baseline_top1")[compared]
     same = (label == columns.ints("candidate_top1")[compared]) & (label >= 0)
     names, codes = columns.words("slice")
+    measured = columns.measures(len(measures))[compared] if measures else np.empty((len(compared), 0))
 
     def of(rows: NDArray[np.intp]) -> Agreement:
         return Agreement(
@@ -715,10 +809,15 @@ def _agreements(columns: _Columns, tolerance: float) -> dict[str, Any]:
             max_delta=float(deltas[rows].max()),
         )
 
+    def with_measures(rows: NDArray[np.intp]) -> Agreement:
+        found = {each.name: MeasureSums.of(measured[rows, at], each) for at, each in enumerate(measures)}
+        return replace(of(rows), measures={name: each for name, each in found.items() if each.n})
+
+    by_slice = {names[code]: with_measures(rows) for code, rows in _groups(codes[compared])}
     return {
         "named": _count(label >= 0),
         "labels": Pooled.of(MOST_LABELS, {each: of(rows) for each, rows in _groups(label) if each >= 0}),
-        "slices": Pooled.of(_MOST_SLICES, {names[code]: of(rows) for code, rows in _groups(codes[compared])}),
+        "slices": Pooled.of(_MOST_SLICES, by_slice),
     }
 
 

@@ -7,6 +7,9 @@ written to the chain, then marked in SQLite; after a crash in between, the marks
 Rules: the first pair of an item wins, the first label wins; an item counts at most once in a rollout. Only pairs that
 both versions ran count, with the baseline's answer OK. A candidate that failed did not satisfy the label. A baseline
 that failed says nothing of which is better, and to count it would favour the candidate: such an item gives no cell.
+
+While a rollout runs, a label and its pair wait for each other within a window, which bounds what waits. Once it has
+ended, all its pairs are on disk: labels that come then are looked for among all of them (``LabelJoin.complete``).
 """
 
 import sqlite3
@@ -34,13 +37,16 @@ from shadow.store import (
     read_segment,
     read_segments,
     segment_name,
+    walk_chain,
 )
 from shadow.sums import label_sums
 
 CHAIN: Final = "labels"
-_DATABASE: Final = "labels.sqlite"
+DATABASE: Final = "labels.sqlite"
 _LIST_EVERY_US: Final = 5_000_000
 _ROWS: Final = 16_384  # of one joined segment
+_AT_ONCE: Final = 1_000_000  # labels that one pass over all pairs looks for: they are held in memory
+_ALWAYS_US: Final = 2**62  # longer than any label is late
 _LARGEST: Final = 2**31 - 1
 
 SCHEMA: Final = pa.schema(
@@ -112,7 +118,7 @@ class LabelCounts:
     duplicates: int = 0
     joined: int = 0
     waiting: int = 0  # labels whose pair has not been seen yet
-    expired: int = 0  # labels whose pair did not come within the window
+    expired: int = 0  # labels whose pair did not come within the window, or is none of an ended rollout's
     unlabelled: int = 0  # items whose label did not come within the window
     repeated: int = 0  # items whose id had a pair already
 
@@ -136,7 +142,7 @@ class LabelJoin:
         self._writer = SegmentWriter(folder, header)
         self._folder, self._within_us, self._clock = folder, round(within_s * 1e6), clock
         with self._translated():
-            self._database = sqlite3.connect(folder / _DATABASE, isolation_level=None, check_same_thread=False)
+            self._database = sqlite3.connect(folder / DATABASE, isolation_level=None, check_same_thread=False)
             self._database.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {_TABLES}")
         self._evidence = Evidence()
         self._known: list[str] = []
@@ -173,12 +179,56 @@ class LabelJoin:
             if self._counts().get("accepted"):
                 self._advance(max_segments, within)
 
+    def complete(self, heads: Sequence[Head]) -> Iterator[None]:
+        """Look for the labels that wait now among all rows up to ``heads``, whatever their age; pauses at each segment.
+
+        For a rollout that has ended. Its bytes are checked against the heads before anything is joined. At the end each
+        of the labels (the first million of them) is joined, or expired since no row there is its own. A pass that is
+        not carried on has joined nothing; the labels still wait for the next one. Labels that come meanwhile do, too.
+
+        Raises:
+            EvidenceError: a chain is not what it was at its head, or the disk fails.
+        """
+        with self._translated():
+            asked = self._database.execute("SELECT request_id, item FROM labels LIMIT ?", (_AT_ONCE,)).fetchall()
+            self._database.execute("DELETE FROM pairs")  # those that are asked for are found again
+        ids = pa.array(sorted({request_id for request_id, _ in asked}), pa.string())
+        for head in heads:
+            if head.chain != CHAIN:
+                yield from self._find(head, ids)
+        with self._translated():
+            while self._join(_ALWAYS_US):
+                pass
+            self._let_go(asked)
+
+    def _find(self, head: Head, ids: pa.Array) -> Iterator[None]:
+        """Let the rows of these requests wait for their labels: all of a chain up to a head, checked on the way."""
+        checkpoint = latest_checkpoint(self._folder, head.chain)
+        reached = checkpoint.head if checkpoint is not None else None
+        for segment, end in walk_chain(self._folder, head.chain):
+            if end.segments > head.segments:
+                break
+            reached = end
+            with self._translated(), self._transaction():
+                self._wait_for_labels(_joinable(segment, 0, ids))
+            yield
+        if reached != head:
+            what = f"{head.segments} segments with the head {head.sha256} were recorded"
+            raise EvidenceError(f"{self._folder}: chain {head.chain}: not as it was when the rollout ended: {what}")
+
+    def _let_go(self, asked: Sequence[tuple[str, int]]) -> None:
+        before = self._changes()
+        with self._transaction():
+            self._database.executemany("DELETE FROM labels WHERE request_id = ? AND item = ?", asked)
+            self._count(expired=self._changes() - before)
+            self._database.execute("DELETE FROM pairs")
+
     def _advance(self, max_segments: int, within: Mapping[str, int] | None) -> None:
         read = 0
         for segment in self._unread(max_segments, within):
             self._read(segment)
             read += 1
-        while self._join():
+        while self._join(self._within_us):
             pass
         if read < max_segments:  # else the pair of an old label may still be unread
             self._expire()
@@ -189,9 +239,10 @@ class LabelJoin:
 
     def counts(self) -> LabelCounts:
         """What became of all labels so far."""
-        (waiting,) = self._database.execute("SELECT count(*) FROM labels").fetchone()
-        joined = self._writer.head.rows if self._writer.head else 0
-        return LabelCounts(**self._counts(), waiting=waiting, joined=joined)
+        with self._translated():
+            (waiting,) = self._database.execute("SELECT count(*) FROM labels").fetchone()
+            joined = self._writer.head.rows if self._writer.head else 0
+            return LabelCounts(**self._counts(), waiting=waiting, joined=joined)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -248,17 +299,20 @@ class LabelJoin:
         rows = list(_joinable(segment, (self._now_us() if oldest_us is None else oldest_us) - self._within_us))
         before = self._changes()
         with self._transaction():
-            self._database.executemany(
-                "INSERT OR IGNORE INTO pairs SELECT :id, :item, :at, :stage, :baseline, :candidate, :source, :batch "
-                "WHERE NOT EXISTS (SELECT 1 FROM joined WHERE request_id = :id AND item = :item)",
-                rows,
-            )
+            self._wait_for_labels(rows)
             self._count(repeated=len(rows) - (self._changes() - before))
             self._set_progress(segment.chain, segment.number)
 
-    def _join(self) -> bool:
-        """Write one segment of joined rows; False when there is nothing to join."""
-        found = self._database.execute(_MATCHES, (self._within_us, _ROWS)).fetchall()
+    def _wait_for_labels(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._database.executemany(
+            "INSERT OR IGNORE INTO pairs SELECT :id, :item, :at, :stage, :baseline, :candidate, :source, :batch "
+            "WHERE NOT EXISTS (SELECT 1 FROM joined WHERE request_id = :id AND item = :item)",
+            rows,
+        )
+
+    def _join(self, within_us: int) -> bool:
+        """Write one segment of rows joined with labels this near; False when there is nothing to join."""
+        found = self._database.execute(_MATCHES, (within_us, _ROWS)).fetchall()
         if not found:
             return False
         columns = zip(SCHEMA, zip(*found, strict=True), strict=True)
@@ -323,15 +377,16 @@ class LabelJoin:
         return round(self._clock() * 1e6)
 
 
-def _joinable(segment: Segment, oldest_us: int) -> Iterator[dict[str, Any]]:
-    """The rows that a label may still be joined with."""
+def _joinable(segment: Segment, oldest_us: int, ids: pa.Array | None = None) -> Iterator[dict[str, Any]]:
+    """The rows that a label may still be joined with; of these requests only, if ``ids`` are given."""
     table = segment.table(PAIR_SCHEMA)
     ran = pc.and_(
         pc.equal(pc.cast(table["baseline_status"], pa.string()), Status.OK.value),
         pc.not_equal(pc.cast(table["candidate_status"], pa.string()), Status.ABSENT.value),
     )
     real = pc.and_(pc.greater(table["request_rows"], 0), pc.greater_equal(table["at_unix_us"], oldest_us))
-    kept = table.filter(pc.and_(ran, real))
+    mine = pc.and_(ran, real) if ids is None else pc.and_(pc.and_(ran, real), pc.is_in(table["request_id"], ids))
+    kept = table.filter(mine)
     names = {
         "id": "request_id",
         "item": "item",

@@ -29,7 +29,7 @@ from shadow.exemplars import Exemplar
 from shadow.findings import Finder
 from shadow.pair import Answer, Arm, Outcome, Pair, Status
 from shadow.rows import compact, to_table
-from shadow.store import Kind, chains, read_segment
+from shadow.store import pairs_header
 from shadow.sums import sums
 
 LISTED: Final = 10  # of the worst items, and of the failures
@@ -176,16 +176,15 @@ def recorded_yardstick(evidence: Path) -> Yardstick | None:
     Raises:
         EvidenceError: a segment is damaged.
     """
-    for chain, last in chains(evidence).items():
-        header = read_segment(evidence, chain, last).header()
-        if header.kind is Kind.PAIRS:
-            return Yardstick(
-                comparator=header.comparator,
-                output=header.output,
-                parameters=header.parameters,
-                tolerance=header.limits.tolerance,
-            )
-    return None
+    header = pairs_header(evidence)
+    if header is None:
+        return None
+    return Yardstick(
+        comparator=header.comparator,
+        output=header.output,
+        parameters=header.parameters,
+        tolerance=header.limits.tolerance,
+    )
 
 
 def replay(

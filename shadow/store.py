@@ -7,6 +7,9 @@ follows, so that a changed byte breaks the chain, and a cut tail disagrees with 
 ``<chain>.checkpoint-000007.json`` stands for segments 1…7 of its chain: their sums, and the head that segment 8
 follows. Of several checkpoints the latest counts; the segments that it covers are not read, whether there or not.
 
+``<chain>.closed.json`` says that the writer came to its end, with the head and the mirror's account there. A chain
+without it is still written to, or its writer was killed: ``shadow.losses`` counts what it took along.
+
 ``folder`` is everywhere the rollout's evidence folder, ``<reports>/<deployment_id>/evidence``.
 """
 
@@ -36,6 +39,7 @@ _CHAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _FILE: Final = re.compile(rf"(?P<chain>{_CHAIN.pattern})-(?P<number>[0-9]{{6,}})\.parquet")
 _CHECKPOINT: Final = re.compile(rf"(?P<chain>{_CHAIN.pattern})\.checkpoint-(?P<number>[0-9]{{6,}})\.json")
+_CLOSING: Final = re.compile(rf"(?P<chain>{_CHAIN.pattern})\.closed\.json")
 _SCORE_LEAVES: Final = frozenset(f"{side}_scores.list.element" for side in SIDES)  # noise: no gain
 
 
@@ -136,7 +140,7 @@ class Checkpoint:
             "evidence": self.evidence.to_json(),
             "batches": self.batches,
         }
-        return canonical({**facts, "sha256": sha256(canonical(facts)).hexdigest()})
+        return _sealed(facts)
 
     @classmethod
     def of(cls, data: bytes) -> Self:
@@ -145,20 +149,73 @@ class Checkpoint:
         Raises:
             ValueError, KeyError, TypeError, AttributeError, ShadowError: it is not one, or was changed.
         """
-        value = orjson.loads(data)
-        facts = {name: part for name, part in value.items() if name != "sha256"}
-        if canonical(value) != data or sha256(canonical(facts)).hexdigest() != value["sha256"]:
-            raise ValueError("changed: its content is not that of its sha256")
+        facts = _unsealed(data)
         header, head = Header.from_json(facts["header"]), Head(**facts["head"])
         if (header.chain, header.number) != (head.chain, head.segments):
             raise ValueError(f"header: expected that of segment {head.segments} of chain {head.chain}")
         found = cls(header=header, head=head, evidence=Evidence.from_json(facts["evidence"]), batches=facts["batches"])
-        counts = (head.segments, head.rows, found.batches)
-        if not _SHA256.fullmatch(head.sha256) or not all(map(_is_sound, counts, (0, 0, 0))):
+        if not (_is_head(head) and _is_sound(found.batches, 0)):
             raise ValueError("head: expected a chain's head and whole numbers")
         if not (_is_sound(found.evidence, Evidence()) and _is_sound(header.account, Account())):
             raise ValueError("evidence, account: expected sums of whole numbers")
         return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """That a chain ended in order: its last head, and the mirror's account there, in which nothing ends any more.
+
+    What is pending in it was on its way when the chain was closed, and came too late. A chain in which nothing was
+    recorded ends at a head of no segments.
+    """
+
+    head: Head
+    account: Account
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        return f"{self.head.chain}.closed.json"
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON of it, with the sha256 of the canonical JSON of all else."""
+        return _sealed({"head": self.head.to_json(), "account": self.account.to_json()})
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """The inverse of ``to_bytes``.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is not one, or was changed.
+        """
+        facts = _unsealed(data)
+        found = cls(head=Head(**facts["head"]), account=Account.from_json(facts["account"]))
+        if not _is_head(found.head):
+            raise ValueError("head: expected a chain's head and whole numbers")
+        if not (_is_sound(found.account, Account()) and found.account.balanced):
+            raise ValueError("account: items do not add up to those sampled")
+        return found
+
+
+def _sealed(facts: Mapping[str, Any]) -> bytes:
+    return canonical({**facts, "sha256": sha256(canonical(facts)).hexdigest()})
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    """What ``_sealed`` was given.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the bytes are not such JSON, or were changed.
+    """
+    value = orjson.loads(data)
+    facts = {name: part for name, part in value.items() if name != "sha256"}
+    if canonical(value) != data or sha256(canonical(facts)).hexdigest() != value["sha256"]:
+        raise ValueError("changed: its content is not that of its sha256")
+    return facts
+
+
+def _is_head(head: Head) -> bool:
+    return bool(_SHA256.fullmatch(head.sha256)) and all(map(_is_sound, (head.segments, head.rows), (0, 0)))
 
 
 def _is_sound(value: Any, like: Any) -> bool:
@@ -300,6 +357,33 @@ def _read_checkpoint(folder: Path, chain: str, number: int) -> Checkpoint:
     return found
 
 
+def closings(folder: Path) -> Iterator[str]:
+    """The chains in a folder that were closed, by name.
+
+    Raises:
+        EvidenceError: the folder cannot be read.
+    """
+    return (match["chain"] for name in sorted(_names(folder)) if (match := _CLOSING.fullmatch(name)))
+
+
+def read_closing(folder: Path, chain: str) -> Closing:
+    """How a chain was closed.
+
+    Raises:
+        EvidenceError: it was not, or its closing was changed or is another chain's.
+    """
+    path = folder / f"{chain}.closed.json"
+    try:
+        found = Closing.of(path.read_bytes())
+    except OSError as error:
+        raise EvidenceError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvidenceError(f"{path}: not the closing of a chain: {_line(error)}") from error
+    if found.name != path.name:
+        raise EvidenceError(f"{path}: head: it is the closing of chain {found.head.chain}")
+    return found
+
+
 def covered_files(folder: Path, checkpoint: Checkpoint) -> Iterator[Path]:
     """The files that a checkpoint makes needless: segments, earlier checkpoints, and what a crash left of these.
 
@@ -343,6 +427,22 @@ def read_segments(folder: Path, chain: str | None = None, *, after: int = 0) -> 
         if chain in (None, name):
             for number in range(max(after, extent.covered) + 1, extent.last + 1):
                 yield read_segment(folder, name, number)
+
+
+def pairs_header(folder: Path) -> Header | None:
+    """The header of one segment of pairs, or of a checkpoint of them: how they were compared; None where none are.
+
+    Raises:
+        EvidenceError: it is damaged, or the folder cannot be read.
+    """
+    for chain, extent in _extents(folder).items():
+        if extent.last > extent.covered:
+            header = read_segment(folder, chain, extent.last).header()
+        else:
+            header = _read_checkpoint(folder, chain, extent.covered).header
+        if header.kind is Kind.PAIRS:
+            return header
+    return None
 
 
 def walk_chain(folder: Path, chain: str) -> Iterator[tuple[Segment, Head]]:
@@ -389,13 +489,26 @@ class SegmentWriter:
         Raises:
             OSError: it could not be written; the chain is as before, and the call may be repeated.
         """
-        before = self.head or Head(chain=self._header.chain, segments=0, rows=0, sha256=GENESIS)
+        before = self._end
         number = before.segments + 1
         data = self._encode(table, number, before.sha256, account or Account())
         write_whole(self._folder / segment_name(before.chain, number), data)
         sha = successor(before.sha256, sha256(data).digest())
         self.head = Head(chain=before.chain, segments=number, rows=before.rows + table.num_rows, sha256=sha)
         return self.head
+
+    def close(self, account: Account) -> None:
+        """Say that nothing follows; ``account`` is the mirror's at the end. Survives a loss of power, too.
+
+        Raises:
+            OSError: it could not be written; the call may be repeated.
+        """
+        closing = Closing(head=self._end, account=account)
+        write_whole(self._folder / closing.name, closing.to_bytes())
+
+    @property
+    def _end(self) -> Head:
+        return self.head or Head(chain=self._header.chain, segments=0, rows=0, sha256=GENESIS)
 
     def _encode(self, table: pa.Table, number: int, previous: str, account: Account) -> memoryview:
         header = replace(self._header, number=number, previous=previous, account=account)

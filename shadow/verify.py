@@ -6,6 +6,8 @@ but no figure rests on them.
 
 Rows that ``shadow.checkpoint`` deleted cannot be recomputed. Their sums are believed because the chain goes on from the
 head beside them, and because an entry of the journal agrees with them: it says what they and the rows since add up to.
+
+What a killed process took along is not wrong: it is counted (``shadow.losses``). What is missing otherwise is.
 """
 
 from collections import Counter
@@ -20,10 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.tensor import Array
+from shadow.accounting import Account
 from shadow.comparators import COMPARATORS, open_comparator
 from shadow.errors import EvidenceError
 from shadow.evidence import Evidence, canonical
 from shadow.labels import SCHEMA as LABEL_SCHEMA
+from shadow.losses import ChainLoss, chain_losses
 from shadow.pair import Status
 from shadow.rows import SCHEMA as PAIR_SCHEMA
 from shadow.rows import SIDES, TWIN, Scores, comparison_columns, measure_matrix
@@ -74,6 +78,7 @@ class Verification:
     claims: int = 0  # recomputed and found right
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    losses: tuple[ChainLoss, ...] = ()  # of the chains of pairs that hold; of those that wrote no segment as well
 
     @property
     def ok(self) -> bool:
@@ -131,8 +136,15 @@ def _gone(recorded: Head, found: Head) -> str:
     return f"{recorded.segments} segments were recorded, but the first {found.segments} are a checkpoint now"
 
 
-def verify(folder: Path, heads: Mapping[str, Head], claims: Sequence[Claim] = ()) -> Verification:
+def verify(
+    folder: Path,
+    heads: Mapping[str, Head],
+    claims: Sequence[Claim] = (),
+    reported: Mapping[str, Account] | None = None,
+) -> Verification:
     """Recompute the evidence of one rollout, and compare it with the recorded heads and with every claim.
+
+    ``reported`` are the mirror's last accounts by chain, which tell what is lost of those that were not closed.
 
     Never raises for what is wrong with the evidence: all of it is in ``problems``, each naming its file.
     """
@@ -144,12 +156,14 @@ def verify(folder: Path, heads: Mapping[str, Head], claims: Sequence[Claim] = ()
     audit.recompute(anchors)
     right = sum(audit.check_claim(claim) for claim in claims)
     audit.check_checkpoints()
+    losses = audit.losses(reported or {})
     return Verification(
         evidence=audit.evidence_at(heads.values()) or Evidence(),
         chains=audit.reports(anchors),
         claims=right,
         problems=tuple(dict.fromkeys(audit.problems)),
         notes=tuple(dict.fromkeys(audit.notes)),
+        losses=losses,
     )
 
 
@@ -163,6 +177,7 @@ class _Chain:
     heads: Mapping[int, Head]
     end: Head  # after the last segment
     header: Header
+    account: Account  # the mirror's, after the last segment
     checkpoint: Checkpoint | None
 
     @property
@@ -205,15 +220,16 @@ class _Audit:
         checkpoint = latest_checkpoint(self._folder, name)
         heads: dict[int, Head] = {}
         constant: Header | None = None
+        account = Account()
         for path, header, head in self._places(name, checkpoint):
             constant = constant or _constant(header)
             if _constant(header) != constant:
                 raise EvidenceError(f"{path}: header: differs from the chain's first segment")
             if not header.account.balanced:
                 raise EvidenceError(f"{path}: header: account: items do not add up to those sampled")
-            heads[head.segments] = head
+            heads[head.segments], account = head, header.account
         if constant is not None:
-            self._chains[name] = _Chain(heads, heads[max(heads)], constant, checkpoint)
+            self._chains[name] = _Chain(heads, heads[max(heads)], constant, account, checkpoint)
 
     def _places(self, name: str, checkpoint: Checkpoint | None) -> Iterator[tuple[Path, Header, Head]]:
         if checkpoint is not None:
@@ -336,6 +352,17 @@ class _Audit:
             said = "journal: entries before a checkpoint, whose sums were not recomputed"
             self.notes.append(f"{said}: {self._covered_claims}")
 
+    def losses(self, reported: Mapping[str, Account]) -> tuple[ChainLoss, ...]:
+        """What is lost of each chain of pairs; one that does not hold has its own problem, and nothing is known of it.
+
+        What is wrong with an account, or with a closing, is a problem.
+        """
+        pairs = {name: each for name, each in self._chains.items() if each.header.kind is Kind.PAIRS}
+        durable = {name: (each.end, each.account) for name, each in pairs.items()}
+        found, problems = chain_losses(self._folder, durable, reported, broken=self._broken)
+        self.problems += problems
+        return found
+
     def evidence_at(self, heads: Iterable[Head]) -> Evidence | None:
         """The recomputed sums at some heads; None where a chain does not hold."""
         parts = [self._sums.get((head.chain, head.segments)) for head in heads if head.segments]
@@ -430,7 +457,7 @@ def _counts(row: Mapping[str, Any]) -> bool:
 
 
 def _constant(header: Header) -> Header:
-    return replace(header, number=0, previous="", account=type(header.account)())
+    return replace(header, number=0, previous="", account=Account())
 
 
 @dataclass(slots=True)

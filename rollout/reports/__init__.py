@@ -11,6 +11,8 @@ from rollout.folder import JOURNAL_FILE, read_facts, write_atomically
 from rollout.reports.incident import error_messages
 from rollout.reports.markdown import deployment_verdict, release_matrix
 from rollout.reports.report import Report, deployment_report
+from shadow.errors import EvidenceError
+from shadow.store import Header, pairs_header
 
 __all__ = ["Report", "deployment_report", "load_report", "write_reports"]
 
@@ -30,7 +32,16 @@ def load_report(folder: Path) -> Report:
     if not entries:
         raise JournalError(f"{folder / JOURNAL_FILE}: expected at least one entry")
     verify_chain(entries)
-    return deployment_report(entries, read_facts(folder), error_messages(folder / "evidence"))
+    evidence = folder / "evidence"
+    return deployment_report(entries, read_facts(folder), error_messages(evidence), _header(evidence))
+
+
+def _header(evidence: Path) -> Header | None:
+    """What the pairs were compared with; None where no evidence can be read: a report is written all the same."""
+    try:
+        return pairs_header(evidence)
+    except EvidenceError:
+        return None
 
 
 def write_reports(folder: Path) -> Report:

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 
 from rollout.entries import Entry
 from rollout.machine import State
-from rollout.outcome import NOTE_EVENTS
+from rollout.outcome import NOTE_EVENTS, REOPENED
 
 MESSAGES: Final = 5
 _COLUMN: Final = "candidate_error"
@@ -32,7 +32,7 @@ class Incident:
 
 def describe_incident(entries: Sequence[Entry], errors: Mapping[str, int]) -> Incident | None:
     """The incident that ended a rollout; None if it was not rolled back."""
-    moves = [entry for entry in entries if entry["event"] not in NOTE_EVENTS]
+    moves = [entry for entry in entries if entry["event"] not in NOTE_EVENTS and entry["event"] != REOPENED]
     last = moves[-1]
     if last["state"] != State.ROLLED_BACK or len(moves) < 2:
         return None

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 from rollout.entries import Entry
 from rollout.machine import TERMINAL, State
-from rollout.outcome import NOTE_EVENTS, Conclusion, conclude_journal, shorten
+from rollout.outcome import BY_LABELS, NOTE_EVENTS, REOPENED, Conclusion, conclude_journal, shorten
 from rollout.reports.incident import Incident, describe_incident
+from shadow.agreement import answers_named, measure_means
 from shadow.evidence import Evidence, StageSums
+from shadow.store import Header
 
 SUMMARY_WORDS: Final = 200
 STEADY: Final = 0.05  # relative change of an estimate that is called steady
@@ -95,13 +97,16 @@ class Report:
         return {**asdict(self), "title": self.title, "statement": NO_POSTERIOR, "verdict": self.conclusion.line}
 
 
-def deployment_report(entries: Sequence[Entry], rollout: Mapping[str, Any], errors: Mapping[str, int]) -> Report:
+def deployment_report(
+    entries: Sequence[Entry], rollout: Mapping[str, Any], errors: Mapping[str, int], header: Header | None = None
+) -> Report:
     """The report of a rollout, ended or not.
 
     Args:
         entries: its journal, verified.
         rollout: the content of ``rollout.json``.
         errors: the candidate's error messages with how often each came.
+        header: of its evidence, which says what was compared; None where there is none.
     """
     looks = [entry for entry in entries if entry["judgement"]]
     moves = [entry for entry in entries if entry["event"] not in NOTE_EVENTS]
@@ -120,7 +125,7 @@ def deployment_report(entries: Sequence[Entry], rollout: Mapping[str, Any], erro
         conclusion=conclude_journal(entries),
         anomalies=tuple(_anomalies(entries, gates, counts)),
         incident=incident,
-        summary=shorten(_summary(entries, rollout), SUMMARY_WORDS),
+        summary=shorten(_summary(entries, rollout, header), SUMMARY_WORDS),
         slos=tuple(_slo(gate, looks, evidence) for gate in gates),
         matrix=tuple(_matrix_row(gate, evidence) for gate in gates),
         timeline=tuple(_move(before, entry) for before, entry in zip([moves[0], *moves], moves, strict=False)),
@@ -194,7 +199,8 @@ def _move(before: Entry, entry: Entry) -> Move:
 def _anomalies(entries: Sequence[Entry], gates: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> list[str]:
     broken = [entry for entry in entries if entry["judgement"] and entry["judgement"]["verdict"] == "ERROR"]
     restarts = [entry for entry in entries if entry["event"] == "restart"]
-    found = [f"Advisory gate {gate['gate']} fails: {gate['reason']}" for gate in gates if _advisory_failure(gate)]
+    found = [f"Reopened at {each['at']}: {each['reason']}" for each in entries if each["event"] == REOPENED]
+    found += [f"Advisory gate {gate['gate']} fails: {gate['reason']}" for gate in gates if _advisory_failure(gate)]
     if broken:
         found.append(f"Evidence or gates were broken at {len(broken)} looks; last: {broken[-1]['reason']}")
     if restarts:
@@ -214,10 +220,11 @@ def _advisory_failure(gate: Mapping[str, Any]) -> bool:
 
 def _manual(entries: Sequence[Entry]) -> list[Entry]:
     """What persons did, besides starting it."""
-    return [entry for entry in entries if entry["actor"] not in ("gates", "controller") and entry["event"] != "start"]
+    others = ("gates", "controller", BY_LABELS)
+    return [entry for entry in entries if entry["actor"] not in others and entry["event"] != "start"]
 
 
-def _summary(entries: Sequence[Entry], rollout: Mapping[str, Any]) -> str:
+def _summary(entries: Sequence[Entry], rollout: Mapping[str, Any], header: Header | None) -> str:
     last, ended = entries[-1], State(entries[-1]["state"]) in TERMINAL
     policy = rollout.get("policy", {}).get("name", "")
     course = f"ended {last['state']}" if ended else f"is still running ({last['state']}, {last['weight']} %)"
@@ -226,14 +233,16 @@ def _summary(entries: Sequence[Entry], rollout: Mapping[str, Any]) -> str:
         f"mirrored live traffic under the policy {policy}. The rollout began at {entries[0]['at']} and {course}."
     )
     sums = next((entry["evidence"] for entry in reversed(entries) if entry["evidence"] is not None), None)
-    return f"{text} {_figures(Evidence.from_json(sums).total())}" if sums else f"{text} Nothing was compared."
+    if not sums:
+        return f"{text} Nothing was compared."
+    return f"{text} {_figures(Evidence.from_json(sums).total(), header)}"
 
 
-def _figures(sums: StageSums) -> str:
+def _figures(sums: StageSums, header: Header | None) -> str:
     candidate = sums.candidate
     parts = [
         f"The candidate failed {candidate.failures} of {candidate.requests} requests",
-        f"{sums.agree} of {sums.items} compared items have the same top-1 answer",
+        _likeness(sums, header),
     ]
     for name, arm in (("candidate", candidate), ("baseline", sums.baseline)):
         if (p95 := arm.service.quantile_ms(0.95)) is not None:
@@ -245,3 +254,12 @@ def _figures(sums: StageSums) -> str:
         before = sums.labels.both + sums.labels.baseline_only
         parts.append(f"of {sums.labels.n} labelled items the candidate got {right} right, the baseline {before}")
     return "; ".join(parts) + "."
+
+
+def _likeness(sums: StageSums, header: Header | None) -> str:
+    """How alike the answers are: the same top-1 answer, or, where there are none, what the comparator measures."""
+    if header is None or answers_named(sums, header.comparator):
+        return f"{sums.agree} of {sums.items} compared items have the same top-1 answer"
+    means = measure_means(sums, header.measures)
+    listed = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+    return f"{sums.items} items were compared by {header.comparator}" + (f" (means: {listed})" if listed else "")

@@ -1,8 +1,8 @@
 """``understudy evidence``: recompute what a rollout's journal claims from the raw rows, and let go of old rows."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import isclose
 from pathlib import Path
@@ -20,13 +20,16 @@ from rollout.folder import JOURNAL_FILE
 from rollout.journal import Anchors, anchors
 from rollout.judge import judge
 from rollout.judgement import Judgement, Verdict
+from rollout.machine import TERMINAL
 from rollout.policy import Policy
+from rollout.reopening import check_reopenings
 from rollout.status import plain
 from rollout.traffic import Snapshot
-from shadow.accounting import Ledger
+from shadow.accounting import Account, Ledger
 from shadow.checkpoint import LABELS_WITHIN_S, Compacted, Retention, compact, overdue_rows
 from shadow.errors import EvidenceError
 from shadow.evidence import DELTA_UNIT, ArmSums, Evidence, StageSums
+from shadow.losses import OPEN_SEGMENT_S, ChainLoss, last_reported
 from shadow.store import Head
 from shadow.verify import Claim, Verification, verify
 
@@ -60,15 +63,18 @@ def verify_command(
 ) -> None:
     """Recompute every figure of a rollout from its raw rows, and walk its hash chains.
 
+    What killed processes took along is named and counted: by chain, the sampled items that are in no segment. That is
+    no fault of the evidence, which never had them.
+
     Exit status: 0 all is as claimed, 1 something is not (or the database that vouches for it cannot be reached), 2 not
     a rollout's folder.
     """
-    found, entries = check(path, anchored=not unanchored)
+    audited = _audit(path, anchored=not unanchored)
     if as_json:
-        typer.echo(orjson.dumps(_as_json(found, entries), option=orjson.OPT_INDENT_2).decode())
+        typer.echo(orjson.dumps(_as_json(audited), option=orjson.OPT_INDENT_2).decode())
     else:
-        _show(found, entries)
-    raise typer.Exit(0 if found.ok else 1)
+        _show(audited)
+    raise typer.Exit(0 if audited.found.ok else 1)
 
 
 @app.command("compact")
@@ -147,26 +153,22 @@ def _show_compacted(done: Sequence[Compacted], overdue: int | None) -> None:
         console.print(f"rows older than --keep-days that had to stay, with their request ids: {overdue}")
 
 
-def check(path: Path, *, anchored: bool) -> tuple[Verification, int]:
-    """Verify a rollout's folder; returns the outcome and the number of journal entries.
-
-    Raises:
-        EvidenceError: the folder has no journal.
-    """
-    audit = _audit(path, anchored=anchored)
-    return audit.found, audit.entries
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Audited:
-    """A rollout's folder, verified; ``heads`` are those of the last entry that has any."""
+    """A rollout's folder, verified; ``heads`` are those of the last entry that has any, ``ended`` is the rollout."""
 
     found: Verification
     entries: int
     heads: tuple[Head, ...]
+    ended: bool
 
 
 def _audit(path: Path, *, anchored: bool) -> _Audited:
+    """Verify a rollout's folder.
+
+    Raises:
+        EvidenceError: the folder has no journal.
+    """
     if not (path / JOURNAL_FILE).is_file():
         raise EvidenceError(f"{path}: expected a rollout's folder with a {JOURNAL_FILE}")
     problems: list[str] = []
@@ -177,10 +179,14 @@ def _audit(path: Path, *, anchored: bool) -> _Audited:
         problems.append(f"{path / JOURNAL_FILE}: cut: the database's last entry {known.last_hash[:12]} is not in it")
     latest = {head.chain: head for claim in claims for head in claim.heads}
     heads = {name: _head(asdict(head)) for name, head in known.heads.items()} if known else latest
-    found = verify(path / "evidence", heads, claims)
+    reported = last_reported(_accounts(entry, problems) for entry in entries)
+    found = verify(path / "evidence", heads, claims, reported)
     problems += _judgement_problems(entries)
     return _Audited(
-        found=_with_problems(found, problems), entries=len(entries), heads=claims[-1].heads if claims else ()
+        found=replace(found, problems=(*problems, *found.problems)),
+        entries=len(entries),
+        heads=claims[-1].heads if claims else (),
+        ended=bool(entries) and entries[-1].get("state") in TERMINAL,
     )
 
 
@@ -217,6 +223,15 @@ def _claim(entry: Entry, problems: list[str]) -> Claim | None:
         return None
 
 
+def _accounts(entry: Entry, problems: list[str]) -> dict[str, Account]:
+    """The mirror's account by chain, as an entry has it; nothing in one without."""
+    try:
+        return {chain: Account.from_json(account) for chain, account in (entry.get("accounts") or {}).items()}
+    except (AttributeError, TypeError) as error:
+        problems.append(f"journal: entry {entry.get('seq')}: accounts: {error}: missing or malformed")
+        return {}
+
+
 def _head(value: dict[str, Any]) -> Head:
     return Head(**{name: value[name] for name in ("chain", "segments", "rows", "sha256")})
 
@@ -237,6 +252,7 @@ def _judgement_problems(entries: Sequence[Entry]) -> Iterator[str]:
                 yield from (
                     f"journal: entry {entry['seq']}: {each}" for each in _differences(entry["judgement"], again)
                 )
+        yield from check_reopenings(entries, stages)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"journal: judgements cannot be recomputed: {str(error).splitlines()[0]}"
 
@@ -272,16 +288,6 @@ def _same(left: object, right: object) -> bool:
     return left == right
 
 
-def _with_problems(found: Verification, problems: list[str]) -> Verification:
-    return Verification(
-        evidence=found.evidence,
-        chains=found.chains,
-        claims=found.claims,
-        problems=(*problems, *found.problems),
-        notes=found.notes,
-    )
-
-
 def metrics(total: StageSums) -> Iterator[Metric]:
     """The reported figures of both versions, from the sums alone."""
     yield from _arm_metrics("baseline", total.baseline)
@@ -310,20 +316,51 @@ def _share(name: str, count: int, n: int) -> Metric:
     return Metric(name=name, n=n, value=100 * count / n if n else None, unit="%")
 
 
-def _as_json(found: Verification, entries: int) -> dict[str, Any]:
+def _as_json(audited: _Audited) -> dict[str, Any]:
+    found = audited.found
     return {
         "ok": found.ok,
-        "journal_entries": entries,
+        "journal_entries": audited.entries,
         "recomputed_entries": found.claims,
         "problems": list(found.problems),
         "notes": list(found.notes),
         "chains": [asdict(chain) for chain in found.chains],
+        "loss": {
+            "sampled": _sampled(found.losses),
+            "lost": _lost(found.losses),
+            "open_segment_s": OPEN_SEGMENT_S,
+            "chains": [asdict(each) for each in found.losses],
+        },
         "metrics": [asdict(metric) for metric in metrics(found.evidence.total())],
         "evidence": found.evidence.to_json(),
     }
 
 
-def _show(found: Verification, entries: int) -> None:
+def _sampled(losses: Iterable[ChainLoss]) -> int:
+    return sum(each.sampled for each in losses)
+
+
+def _lost(losses: Iterable[ChainLoss]) -> int:
+    return sum(each.lost for each in losses)
+
+
+def _loss_lines(losses: Sequence[ChainLoss], *, ended: bool) -> Iterator[str]:
+    """What is lost of each chain, and over all. Nothing tells a writer that lives from one that was killed."""
+    cut_short = "ended without closing" if ended else "not closed: still written to, or its writer was killed"
+    for each in losses:
+        items = f"{each.lost:,} of {each.sampled:,} sampled items"
+        if not each.closed:
+            yield f"chain {each.chain}: {cut_short}; {items} are in no segment"
+        elif each.lost:
+            yield f"chain {each.chain}: closed; {items} were on their way and are in no segment"
+    yield (
+        f"counted loss: {_lost(losses):,} of {_sampled(losses):,} sampled items. A process that is killed takes along"
+        f" at most its open segment ({OPEN_SEGMENT_S:g} s of answers) and what it had in hand"
+    )
+
+
+def _show(audited: _Audited) -> None:
+    found, entries = audited.found, audited.entries
     console = Console(highlight=False, soft_wrap=True)
     chains = Table("chain", "segments", "rows", "head", "after the last decision")
     for chain in found.chains:
@@ -339,6 +376,8 @@ def _show(found: Verification, entries: int) -> None:
     console.print(f"journal: {entries} entries; the sums of {found.claims} recomputed from raw rows and found equal")
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
+    for line in _loss_lines(found.losses, ended=audited.ended):
+        console.print(line, markup=False)
     for problem in found.problems:
         console.print(f"problem: {problem}", markup=False)
     console.print("evidence holds" if found.ok else "evidence does NOT hold")

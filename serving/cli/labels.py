@@ -29,15 +29,21 @@ def add(
         Path, typer.Argument(help="CSV with the header request_id,item,label, or JSON lines with these keys.")
     ],
     model: Annotated[str, typer.Option(help="The model that the requests were sent to.")],
+    rollout: Annotated[
+        str | None, typer.Option(help="A rollout by its deployment id; else the active one, or the last.")
+    ] = None,
     admin: Admin = ADMIN,
     token: Token = None,
 ) -> None:
-    """Hand labels to a model's active rollout; they join their requests by id, before or after these arrive."""
+    """Hand labels to a model's rollout; they join their requests by id, before or after these arrive.
+
+    A rollout that has ended takes them for labels_reopen_s, and its verdict is judged anew.
+    """
     accepted = duplicates = 0
     rows = list(read_labels(file))
     with AdminClient(admin, token=token) as client:
         for start in range(0, len(rows), _AT_ONCE):
-            result = client.add_labels(model, rows[start : start + _AT_ONCE])
+            result = client.add_labels(model, rows[start : start + _AT_ONCE], rollout=rollout)
             accepted, duplicates = accepted + result["accepted"], duplicates + result["duplicates"]
     print(f"{accepted} labels accepted, {duplicates} were there already")
 

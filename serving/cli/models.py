@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -19,8 +18,9 @@ from models.preprocess import open_preprocess
 from models.repository import find_versions, identify, open_version, write_hash
 from models.schema_diff import SchemaDiff, diff
 from models.signature import check_outputs
-from models.spec import MODEL_FILE, ModelSpec, TensorSpec, load_spec
-from models.tensor import NUMPY_DTYPES, Array
+from models.spec import MODEL_FILE, ModelSpec, load_spec
+from models.tensor import Array
+from models.warm_up import zeros
 
 app = typer.Typer(no_args_is_help=True, help="Check, hash and describe models in a repository.")
 
@@ -142,22 +142,12 @@ def check_version(directory: Path, backends: Mapping[str, str], steps: Mapping[s
 
 def _try_batch(run: Callable[[Mapping[str, Array]], dict[str, Array]], spec: ModelSpec, rows: int) -> float:
     """Milliseconds that one batch of zeros took."""
-    inputs = {tensor.name: _zeros(tensor, rows) for tensor in spec.inputs}
+    inputs = zeros(spec, rows)
     started_s = time.perf_counter()
     outputs = run(inputs)
     took_ms = (time.perf_counter() - started_s) * 1e3
     check_outputs(spec, outputs, rows)
     return took_ms
-
-
-def _zeros(tensor: TensorSpec, rows: int) -> Array:
-    """Zeros of the tensor's shape: ``rows`` in place of the first variable dimension, 1 in place of the others."""
-    shape = [1 if size == -1 else size for size in tensor.shape]
-    if tensor.shape and tensor.shape[0] == -1:
-        shape[0] = rows
-    if tensor.datatype == "BYTES":
-        return np.full(shape, b"", dtype=object)
-    return np.zeros(shape, dtype="<u2" if tensor.datatype == "BF16" else NUMPY_DTYPES[tensor.datatype])
 
 
 def _parse_plugins(options: list[str], hint: str) -> dict[str, str]:

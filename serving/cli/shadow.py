@@ -207,7 +207,8 @@ def _show(run: Run) -> None:
 
 def _lines(columns: list[dict[str, Any]], tolerance: float) -> Iterator[tuple[str, list[str]]]:
     yield "items compared", [str(each["items"]) for each in columns]
-    yield "top-1 agreement", [_percent(each["agreement"]) for each in columns]
+    if any(each["agreement"] is not None for each in columns):
+        yield "top-1 agreement", [_percent(each["agreement"]) for each in columns]
     yield "max |Δscore|", [_number(each["max_delta"]) for each in columns]
     yield "mean |Δscore|", [_number(each["mean_delta"]) for each in columns]
     yield f"items over {tolerance:g}", [str(each["over_tolerance"]) for each in columns]

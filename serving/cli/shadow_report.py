@@ -1,44 +1,30 @@
 """``understudy shadow report``: the distributions behind a rollout's figures, printed and drawn."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import numpy as np
 import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rollout.bounds import rate_above
-from rollout.findings import established
+from rollout.entries import read_entries
+from rollout.errors import RolloutError
+from rollout.folder import JOURNAL_FILE
 from rollout.gates.text import e_value, number
+from rollout.machine import TERMINAL
 from serving.cli.report import find_rollout
+from serving.cli.shadow_figures import MEASURE_QUANTILE, document
 from serving.cli.shadow_plots import NoMatplotlibError, draw
-from serving.cli.shadow_text import batch_rows, delta, growth, least_agreeing, share, short
+from serving.cli.shadow_text import batch_rows, delta, growth, least_agreeing, measured, share, short, size
 from serving.cli.show import accounting_line
-from shadow.distributions import (
-    MOST_BLOCKS,
-    WORST,
-    Agreement,
-    BatchKey,
-    Blocks,
-    Distributions,
-    Pooled,
-    Quantity,
-    RatioKey,
-    Ratios,
-    Spread,
-    Survey,
-    beyond_noise,
-    survey,
-    wilson,
-)
-from shadow.evidence import DELTA_UNIT, DeltaHistogram, Evidence, LabelCells, StageSums
-from shadow.findings import FINDINGS
-from shadow.pair import Arm
+from serving.errors import ServingError
+from shadow.distributions import MOST_BLOCKS, WORST, survey
+from shadow.exemplars import FOLDER, inventory
 from shadow.rows import ARMS, SIDES
 
 _EVIDENCE: Final = "evidence"
@@ -46,7 +32,6 @@ _DRAWINGS: Final = "distributions"
 _MOST_CASES: Final = 1000
 _LISTED: Final = 25  # groups, in text
 _WIDTH: Final = 120  # of text that is not for a terminal
-_CLOCKS: Final = (Quantity.WALL, Quantity.CPU, Quantity.GPU)
 
 
 def report(
@@ -64,22 +49,27 @@ def report(
     worst: Annotated[int, typer.Option(min=0, max=_MOST_CASES, help="How many of the worst items are shown.")] = WORST,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print and draw what the evidence of a rollout looks like.
+    """Print and draw what the evidence of a rollout looks like, ended or still running.
 
-    Differences of scores beside the noise floor, service time and memory by batch size, agreement by label and slice,
-    and the worst items. Everything is counted anew from the raw rows; whether they are those that decisions rest on,
-    'understudy evidence verify' says.
+    Differences beside the noise floor, what the comparator measures, service time and memory by batch size, agreement
+    by label and slice, and the worst items. Everything is counted anew from the raw rows; whether they are those that
+    decisions rest on, 'understudy evidence verify' says. Segments that 'understudy evidence compact' has turned into
+    checkpoints count by their sums; what only their rows could tell is named as missing.
     """
     folder = find_evidence(rollout, reports)
+    root = folder.parent if folder.resolve().name == _EVIDENCE else folder
     found = survey(folder, worst=worst)
-    figures = document(found)
+    kept = inventory(root / FOLDER)
+    figures = {**document(found), "rollout": _standing(root), "exemplars": None if kept is None else asdict(kept)}
     if not as_json:
         show(figures)
     try:
-        drawings = draw(found, figures, out or _beside(folder))
+        drawings = draw(found, figures, out or root / _DRAWINGS)
     except NoMatplotlibError as error:
         drawings = []
         typer.echo(f"understudy: {error}", err=True)
+    except OSError as error:
+        raise ServingError(f"{out or root / _DRAWINGS}: cannot be drawn to: {error.strerror}; see --out") from error
     if as_json:
         files = {"drawings": [str(path) for path in drawings]}
         typer.echo(orjson.dumps({**figures, **files}, option=orjson.OPT_INDENT_2).decode())
@@ -93,200 +83,24 @@ def find_evidence(name: str, reports: Path) -> Path:
     Raises:
         RolloutError: there is no such folder, and no such rollout in ``reports``.
     """
+    if os.sep in name and not Path(name).is_dir():
+        raise RolloutError(f"{name}: no such folder; expected a rollout's, <reports>/<deployment_id>")
     root = Path(name) if Path(name).is_dir() else find_rollout(reports, name)
     return root / _EVIDENCE if (root / _EVIDENCE).is_dir() else root
 
 
-def _beside(evidence: Path) -> Path:
-    return (evidence.parent if evidence.resolve().name == _EVIDENCE else evidence) / _DRAWINGS
+def _standing(root: Path) -> dict[str, Any] | None:
+    """How the rollout stands by its journal; None for evidence that no journal lies beside.
 
-
-def document(found: Survey) -> dict[str, Any]:
-    """All figures as plain JSON values; None where there is nothing to say.
-
-    Times are in ms, memory in bytes, shares from 0 to 1; an entry of ``service`` or ``memory`` is of batches with
-    ``from_rows`` to ``to_rows`` rows, one of ``labels``, ``slices`` or ``accuracy`` of a group, the rarest last.
+    Raises:
+        JournalError: the journal is damaged.
     """
-    total, seen, header = found.evidence.total(), found.distributions, found.header
-    return {
-        "deployment_id": header.deployment_id,
-        "comparator": header.comparator,
-        "output": header.output,
-        "tolerance": header.limits.tolerance,
-        "memory_limit_bytes": header.limits.memory_bytes,
-        "chains": found.chains,
-        "segments": found.segments,
-        "rows": seen.rows,
-        "first_at": _time(seen.span.first),
-        "last_at": _time(seen.span.last),
-        "requests": {
-            "pairs": total.pairs,
-            "candidate_only_failed": total.candidate_only_failed,
-            "baseline_only_failed": total.baseline_only_failed,
-        },
-        "mirror": found.account.to_json(),
-        "items": total.items,
-        "agreement": total.agree / total.items if seen.named else None,
-        "over_tolerance": total.delta_over,
-        "findings": list(_findings(seen)),
-        "delta": _deltas(total),
-        "batches": {"all": seen.batches, "answered_by_candidate": seen.swapped},
-        "service": [entry for clock in _CLOCKS for entry in _by_size(seen, clock, "ms", 1e-3)],
-        "memory": list(_by_size(seen, Quantity.MEMORY, "bytes", 1.0)),
-        "ratios": {str(quantity): _ratio(seen.ratio(quantity)) for quantity in Quantity},
-        "trend": {side: _trend(blocks) for side, blocks in seen.memory.items()},
-        "latency": list(_latency(found.evidence)),
-        "labels": _groups("label", seen.labels, named=True),
-        "slices": _groups("slice", seen.slices, named=seen.named > 0),
-        "accuracy": _accuracy(seen.accuracy),
-        "worst": [asdict(case) for case in seen.worst.cases],
-    }
-
-
-def _time(at_unix_us: int | None) -> str | None:
-    """ISO 8601 in UTC; of any number at all."""
-    return None if at_unix_us is None else f"{np.datetime_as_string(np.datetime64(at_unix_us, 'us'), unit='s')}Z"
-
-
-def _findings(seen: Distributions) -> Iterator[dict[str, Any]]:
-    """What was found; ``established`` where it is more than an accident, and more than what the twin shows.
-
-    The twin ran a share of the batches: it is compared on its own requests, and the candidate also judged by all.
-    """
-    for finding in FINDINGS:
-        counts = seen.findings.get(str(finding))
-        if counts is None:
-            continue
-        known = established(finding, counts.candidate, 0, seen.looked)
-        if known and counts.twin:
-            known = established(finding, counts.beside, counts.twin, seen.looked_beside)
-        yield {
-            "finding": str(finding),
-            "candidate": counts.candidate,
-            "requests": seen.looked,
-            "beside_twin": counts.beside,
-            "twin": counts.twin,
-            "twin_requests": seen.looked_beside,
-            "established": known,
-        }
-
-
-def _deltas(total: StageSums) -> dict[str, Any]:
-    """The distributions of the items' max |Δscore|, and what of the candidate's is beyond the twin's."""
-    noise, beyond = total.noise, beyond_noise(total)
-    return {
-        "candidate": _delta(total.deltas, total.delta_max_e9, total.delta_sum_max_e9, total.delta_over),
-        "twin": _delta(noise.deltas, noise.delta_max_e9, noise.delta_sum_max_e9, noise.delta_over),
-        "beyond_noise": None if beyond is None else asdict(beyond),
-    }
-
-
-def _delta(deltas: DeltaHistogram, max_e9: int, sum_e9: int, over: int) -> dict[str, Any] | None:
-    if not deltas.n:
+    entries = read_entries(root / JOURNAL_FILE) if (root / JOURNAL_FILE).is_file() else []
+    if not entries:
         return None
-    largest = max_e9 * DELTA_UNIT
-    quantiles = {name: deltas.quantile(q) or 0.0 for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
-    return {
-        "items": deltas.n,
-        **{name: min(value, largest) for name, value in quantiles.items()},
-        "max": largest,
-        "mean": sum_e9 * DELTA_UNIT / deltas.n,
-        "over_tolerance": over,
-    }
-
-
-def _by_size(seen: Distributions, quantity: Quantity, unit: str, scale: float) -> Iterator[dict[str, Any]]:
-    for first in seen.sizes:
-        sides = {side: _spread(seen.spreads.get(BatchKey(first, side, quantity)), unit, scale) for side in SIDES}
-        if any(sides.values()):
-            ratio = _ratio(seen.ratios.get(RatioKey(first, quantity), Ratios()))
-            clock = {} if quantity is Quantity.MEMORY else {"clock": str(quantity)}
-            yield {"from_rows": first, "to_rows": 2 * first - 1, **clock, **sides, "ratio": ratio}
-
-
-def _spread(spread: Spread | None, unit: str, scale: float) -> dict[str, Any] | None:
-    if spread is None or spread.mean is None:
-        return None
-    return {
-        "n": spread.n,
-        f"p50_{unit}": (spread.quantile(0.5) or 0.0) * scale,
-        f"p95_{unit}": (spread.quantile(0.95) or 0.0) * scale,
-        f"mean_{unit}": spread.mean * scale,
-        f"max_{unit}": spread.largest * scale,
-    }
-
-
-def _ratio(ratios: Ratios) -> dict[str, Any] | None:
-    """The median of candidate / twin over the batches that both ran."""
-    return {"n": ratios.n, "p50": ratios.quantile(0.5)} if ratios.n else None
-
-
-def _trend(blocks: Blocks) -> dict[str, Any]:
-    trend = blocks.trend()
-    signs = trend.rises, trend.falls
-    return {
-        "readings": trend.n,
-        "blocks": len(trend.levels),
-        "bytes_per_1000_batches": trend.slope,
-        "standard_error": trend.error,
-        "rises": trend.rises,
-        "falls": trend.falls,
-        "log_e_rising": float(rate_above(0.5).log_e(signs)) if any(signs) else None,
-    }
-
-
-def _latency(evidence: Evidence) -> Iterator[dict[str, Any]]:
-    """From end to end, of what each version answered to clients, by the rollout's stages."""
-    for stage in sorted(evidence.stages):
-        sums = evidence.stage(stage)
-        for side, arm in zip(ARMS, (sums.baseline, sums.candidate), strict=True):
-            if arm.latency.n:
-                quantiles = {f"p{round(100 * q)}_ms": arm.latency.quantile_ms(q) for q in (0.5, 0.95, 0.99)}
-                yield {"stage": stage, "side": str(side), "n": arm.latency.n, **quantiles}
-
-
-def _groups(name: str, pooled: Pooled[Any, Agreement], *, named: bool) -> dict[str, Any]:
-    return {
-        "groups": [
-            {name: label, **_agreement(each, named=named)}
-            for label, each in sorted(pooled.by_label.items(), key=lambda group: (-group[1].items, group[0]))
-        ],
-        "others": None if pooled.others is None else _agreement(pooled.others, named=named),
-    }
-
-
-def _agreement(group: Agreement, *, named: bool) -> dict[str, Any]:
-    lower, upper = wilson(group.agree, group.items)
-    return {
-        "items": group.items,
-        "agreement": group.agree / group.items if named else None,
-        "low": lower if named else None,
-        "high": upper if named else None,
-        "over_tolerance": group.over,
-        "max_delta": group.max_delta,
-    }
-
-
-def _accuracy(pooled: Pooled[int, LabelCells]) -> dict[str, Any]:
-    return {
-        "groups": [
-            {"label": label, **_right(cells)}
-            for label, cells in sorted(pooled.by_label.items(), key=lambda group: (-group[1].n, group[0]))
-        ],
-        "others": None if pooled.others is None else _right(pooled.others),
-    }
-
-
-def _right(cells: LabelCells) -> dict[str, Any]:
-    """The share of labelled items that each side had right, with its interval."""
-    right = {Arm.BASELINE: cells.both + cells.baseline_only, Arm.CANDIDATE: cells.both + cells.candidate_only}
-    sides = {str(side): {"accuracy": count / cells.n, **_interval(count, cells.n)} for side, count in right.items()}
-    return {"items": cells.n, **sides}
-
-
-def _interval(count: int, n: int) -> dict[str, float]:
-    lower, upper = wilson(count, n)
-    return {"low": lower, "high": upper}
+    last = entries[-1]
+    state, weight = last.get("state"), last.get("weight")
+    return {"state": state, "weight": weight, "ended": state in TERMINAL}
 
 
 def show(figures: Mapping[str, Any]) -> None:
@@ -305,30 +119,79 @@ def _parts(figures: Mapping[str, Any]) -> Iterator[str | Table]:
     yield from _summary_lines(figures)
     yield from _finding_lines(figures)
     yield from _delta_lines(figures)
+    yield from _measure_lines(figures)
     yield from _service_lines(figures)
     yield from _memory_lines(figures)
+    yield from _all_batches_lines(figures)
     yield from _latency_lines(figures["latency"])
-    yield from _group_lines("label, the baseline's top-1", "label", figures["labels"])
-    yield from _group_lines("slice", "slice", figures["slices"])
-    yield from _accuracy_lines(figures["accuracy"])
-    yield from _worst_lines(figures["worst"])
+    yield from _group_lines(f"label, the baseline's top-1{_of_rows(figures)}", "label", figures)
+    yield from _group_lines("slice", "slice", figures)
+    yield from _accuracy_lines(figures)
+    yield from _worst_lines(figures)
+
+
+def _of_rows(figures: Mapping[str, Any]) -> str:
+    """What is added to the title of a table that only rows can fill."""
+    return "" if figures["checkpoints"] is None else " (of the rows that remain)"
 
 
 def _summary_lines(figures: Mapping[str, Any]) -> Iterator[str]:
-    requests, output = figures["requests"], figures["output"]
+    requests = figures["requests"]
     yield (
         f"{figures['deployment_id']}: {figures['rows']:,} rows in {figures['segments']:,} segments of "
-        f"{figures['chains']} chains, from {figures['first_at']} to {figures['last_at']}"
+        f"{figures['chains']} chains{_span(figures)}"
     )
+    standing = figures["rollout"]
+    if standing is not None and not standing["ended"]:
+        yield f"still running ({standing['state']}, {standing['weight']} %): the figures are of what is recorded so far"
+    yield from _checkpoint_lines(figures)
     yield (
-        f"{figures['items']:,} items compared by {figures['comparator']} of {output}: top-1 agreement "
-        f"{share(figures['agreement'])}, {figures['over_tolerance']:,} over the tolerance of {figures['tolerance']:g}"
+        f"{figures['items']:,} items compared by {figures['comparator']} of {figures['output']}: {_headline(figures)}, "
+        f"{figures['over_tolerance']:,} over the tolerance of {figures['tolerance']:g}"
     )
     yield (
         f"{requests['pairs']:,} requests with an end on both sides: {requests['candidate_only_failed']:,} that only "
         f"the candidate failed, {requests['baseline_only_failed']:,} that only the baseline failed"
     )
     yield f"mirror (items): {accounting_line(figures['mirror'])}"
+    yield from _exemplar_lines(figures["exemplars"])
+
+
+def _span(figures: Mapping[str, Any]) -> str:
+    if figures["first_at"] is None:
+        return ""
+    span = f"from {figures['first_at']} to {figures['last_at']}"
+    return f", {span}" if figures["checkpoints"] is None else f"; those that remain are {span}"
+
+
+def _checkpoint_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    gone = figures["checkpoints"]
+    if gone is not None:
+        yield (
+            f"checkpoints stand for {gone['rows']:,} of the rows ({gone['items']:,} items, {gone['labelled_items']:,} "
+            f"of them labelled; {gone['segments']:,} segments)"
+        )
+        yield "  by their sums they count in all that follows but what is said to be of the rows that remain:"
+        yield "  percentiles of time and memory, candidate / twin, trends, figures by label, and the worst items"
+
+
+def _headline(figures: Mapping[str, Any]) -> str:
+    """What two versions have in common: answers, or, where there are none, the means of what is measured."""
+    if figures["agreement"] is not None or not figures["measures"]:
+        return f"top-1 agreement {share(figures['agreement'])}"
+    means = [f"{each['measure']} {measured(each['mean'])}" for each in figures["measures"]]
+    return f"means: {', '.join(means)}"
+
+
+def _exemplar_lines(kept: Mapping[str, Any] | None) -> Iterator[str]:
+    if kept is None:
+        return
+    yield f"exemplars: {kept['worst']:,} of the worst and a sample of {kept['sample']:,}, {size(kept['nbytes'])}"
+    if kept["dropped"] or kept["errors"]:
+        yield (
+            f"  not all: {kept['dropped']:,} requests were dropped for want of time, and {kept['errors']:,} attempts "
+            "failed; the log of the shadow process says why"
+        )
 
 
 def _finding_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
@@ -339,9 +202,10 @@ def _finding_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
     table = _table("structural findings (requests)", "", "candidate", "where the twin ran", "twin", "")
     for each in found:
         candidate = f"{each['candidate']:,} of {each['requests']:,}"
-        beside = f"{each['beside_twin']:,} of {each['twin_requests']:,}"
+        beside = "–" if each["beside_twin"] is None else f"{each['beside_twin']:,} of {each['twin_requests']:,}"
+        twin = f"{each['twin']:,} of {each['twin_requests']:,}"
         verdict = "established" if each["established"] else "not established"
-        _row(table, each["finding"], candidate, beside, f"{each['twin']:,}", verdict)
+        _row(table, each["finding"], candidate, beside, twin, verdict)
     yield table
 
 
@@ -353,7 +217,7 @@ def _delta_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
     sides = [deltas["candidate"], deltas["twin"]]
     if not any(sides):
         return
-    table = _table("max |Δscore| of an item", "", "candidate", "twin: noise")
+    table = _table(f"{figures['difference']} of an item", "", "candidate", "twin: noise")
     _row(table, "items", *("–" if side is None else f"{side['items']:,}" for side in sides))
     for name in _DELTA_LINES:
         _row(table, name, *(delta(side and side[name]) for side in sides))
@@ -367,11 +231,25 @@ def _delta_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
         yield f"beyond {floor}: {beyond['items']:,} items, {share(beyond['share'])}"
 
 
+def _measure_lines(figures: Mapping[str, Any]) -> Iterator[Table]:
+    if figures["measures"]:
+        most = f"{100 * MEASURE_QUANTILE:.0f} % of the items"
+        table = _table(f"measures of {figures['comparator']}", "", "items", "mean", most, "full agreement")
+        for each in figures["measures"]:
+            sign = "≤" if each["agrees"] == "low" else "≥"
+            bound = f"{sign} {measured(each['bound'])}"
+            _row(
+                table, each["measure"], f"{each['items']:,}", measured(each["mean"]), bound, f"{each[each['agrees']]:g}"
+            )
+        yield table
+
+
 def _service_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
     entries = figures["service"]
     if not entries:
         return
-    table = _table("service time of a batch, ms: p50 / p95", "rows", "clock", *SIDES, "candidate / twin", "batches")
+    title = f"service time of a batch, ms: p50 / p95{_of_rows(figures)}"
+    table = _table(title, "rows", "clock", *SIDES, "candidate / twin", "batches")
     for entry in entries:
         cells = [_pair_of(entry[side], "ms", 1.0) for side in SIDES]
         _row(table, batch_rows(entry), entry["clock"], *cells, _median(entry["ratio"]), _counts(entry))
@@ -388,7 +266,8 @@ def _memory_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
     entries = figures["memory"]
     if not entries:
         return
-    table = _table("peak memory of a batch, MB: p50 / p95 / max", "rows", *SIDES, "candidate / twin", "batches")
+    title = f"peak memory of a batch, MB: p50 / p95 / max{_of_rows(figures)}"
+    table = _table(title, "rows", *SIDES, "candidate / twin", "batches")
     for entry in entries:
         cells = [_triple_of(entry[side]) for side in SIDES]
         _row(table, batch_rows(entry), *cells, _median(entry["ratio"]), _counts(entry))
@@ -403,6 +282,25 @@ def _memory_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
             )
 
 
+def _all_batches_lines(figures: Mapping[str, Any]) -> Iterator[Table]:
+    """Where rows are gone: what sums tell of all batches, those that the candidate answered among them."""
+    if figures["checkpoints"] is None or not figures["all_batches"]:
+        return
+    columns = ("side", "batches", "wall, ms", "CPU, ms", "GPU, ms", "memory, MB", "largest, MB")
+    table = _table("all batches, those of checkpoints too, whoever answered: means", "rows", *columns)
+    for entry in figures["all_batches"]:
+        for side in SIDES:
+            if (sums := entry[side]) is not None:
+                times = (_plain(sums[f"{clock}_mean_ms"]) for clock in ("wall", "cpu", "gpu"))
+                memory = (_plain(sums[f"memory_{name}_bytes"], 1e-6) for name in ("mean", "max"))
+                _row(table, batch_rows(entry), side, f"{sums['batches']:,}", *times, *memory)
+    yield table
+
+
+def _plain(value: float | None, scale: float = 1.0) -> str:
+    return "–" if value is None else number(value * scale)
+
+
 def _latency_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     if entries:
         table = _table("latency from end to end, ms", "stage", "answered by", "n", "p50", "p95", "p99")
@@ -412,39 +310,62 @@ def _latency_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
         yield table
 
 
-def _group_lines(title: str, key: str, found: Mapping[str, Any]) -> Iterator[str | Table]:
+def _group_lines(title: str, key: str, figures: Mapping[str, Any]) -> Iterator[str | Table]:
+    found = figures[f"{key}s"]
     groups = found["groups"]
     if not groups or (key == "slice" and len(groups) == 1 and not groups[0][key]):
         return
     named = groups[0]["agreement"] is not None
     shown = least_agreeing(groups, _LISTED) if named else groups[:_LISTED]
-    table = _table(f"top-1 agreement by {title}", key, "items", "agreement", "95 %", "over tolerance", "max |Δscore|")
+    common = ("over tolerance", _largest(figures))
+    if named:
+        table = _table(f"top-1 agreement by {title}", key, "items", "agreement", "95 %", *common)
+    else:
+        means = [each["measure"] for each in figures["measures"]]
+        table = _table(f"means by {title}{_of_measures(figures)}", key, "items", *means, *common)
     for each in shown:
-        _row(table, short(each[key]), *_agreement_cells(each))
+        _row(table, short(each[key]), *_group_cells(each, figures))
     if found["others"] is not None:
-        _row(table, "all others", *_agreement_cells(found["others"]))
+        _row(table, "all others", *_group_cells(found["others"], figures))
     yield table
     if len(shown) < len(groups):
-        yield f"{len(shown)} of {len(groups):,}: those that agree least; --json has all"
+        order = "those that agree least" if named else "the most frequent"
+        yield f"{len(shown)} of {len(groups):,}: {order}; --json has all"
 
 
-def _agreement_cells(group: Mapping[str, Any]) -> Iterable[str]:
-    interval = "–" if group["agreement"] is None else f"{share(group['low'])} … {share(group['high'])}"
+def _largest(figures: Mapping[str, Any]) -> str:
+    name: str = figures["difference"]
+    return name if name.startswith("max ") else f"largest {name}"
+
+
+def _of_measures(figures: Mapping[str, Any]) -> str:
+    return "" if figures["checkpoints"] is None else " (counts of all, means of the rows that remain)"
+
+
+def _group_cells(group: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterable[str]:
     counts = f"{group['over_tolerance']:,}", delta(group["max_delta"])
+    if group["agreement"] is None:
+        found = (group["measures"].get(each["measure"]) for each in figures["measures"])
+        return (f"{group['items']:,}", *(measured(each and each["mean"]) for each in found), *counts)
+    interval = f"{share(group['low'])} … {share(group['high'])}"
     return (f"{group['items']:,}", share(group["agreement"]), interval, *counts)
 
 
-def _accuracy_lines(found: Mapping[str, Any]) -> Iterator[str | Table]:
+def _accuracy_lines(figures: Mapping[str, Any]) -> Iterator[str | Table]:
+    found = figures["accuracy"]
     groups = found["groups"]
-    if groups:
-        table = _table("accuracy by true label", "label", "items", *map(str, ARMS))
-        for each in groups[:_LISTED]:
-            _row(table, str(each["label"]), *_accuracy_cells(each))
-        if found["others"] is not None:
-            _row(table, "all others", *_accuracy_cells(found["others"]))
-        yield table
-        if len(groups) > _LISTED:
-            yield f"{_LISTED} of {len(groups):,}: the most frequent; --json has all"
+    if found["all"] is None:
+        return
+    table = _table(f"accuracy by true label{_of_rows(figures)}", "label", "items", *map(str, ARMS))
+    for each in groups[:_LISTED]:
+        _row(table, str(each["label"]), *_accuracy_cells(each))
+    if found["others"] is not None:
+        _row(table, "all others", *_accuracy_cells(found["others"]))
+    everything = "all" if figures["checkpoints"] is None else "all, checkpoints too"
+    _row(table, everything, *_accuracy_cells(found["all"]))
+    yield table
+    if len(groups) > _LISTED:
+        yield f"{_LISTED} of {len(groups):,}: the most frequent; --json has all"
 
 
 def _accuracy_cells(group: Mapping[str, Any]) -> Iterable[str]:
@@ -453,15 +374,18 @@ def _accuracy_cells(group: Mapping[str, Any]) -> Iterable[str]:
     return (f"{group['items']:,}", *spelled)
 
 
-def _worst_lines(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _worst_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    cases = figures["worst"]
     if cases:
-        yield "\nthe worst items"
+        yield f"\nthe worst items{_of_rows(figures)}"
     for rank, case in enumerate(cases, start=1):
         of_slice = f", slice {short(case['slice'])}" if case["slice"] else ""
         noise = "" if case["twin_max_delta"] is None else f" (twin {delta(case['twin_max_delta'])})"
+        answers = (_answer(case[f"{side}_top1"]) for side in ARMS)
+        top1 = "" if figures["agreement"] is None else f", top-1 {' → '.join(answers)}"
         yield (
-            f"{rank:3}. max |Δscore| {delta(case['max_delta'])}{noise}: request {case['request_id']!r} item "
-            f"{case['item']}{of_slice}, top-1 {_answer(case['baseline_top1'])} → {_answer(case['candidate_top1'])}"
+            f"{rank:3}. {figures['difference']} {delta(case['max_delta'])}{noise}: request {case['request_id']!r} item "
+            f"{case['item']}{of_slice}{top1}"
         )
         scores = zip(case["places"], case["baseline_scores"], case["candidate_scores"], strict=True)
         values = ", ".join(f"{place}: {left:.4g} → {right:.4g}" for place, left, right in scores)

@@ -28,6 +28,15 @@ def delta(value: float | None) -> str:
     return f"< {_LEAST_DELTA:.0e}" if 0 < value <= _LEAST_DELTA else f"{value:.2g}"
 
 
+def measured(value: float | None) -> str:
+    """What a comparator measured, or a mean of it, with four digits; what is not 0, or not 1, is never spelled so."""
+    if value is None:
+        return "–"
+    if 1 - _ALMOST < value < 1:
+        return "> 0.9999"
+    return f"{value:.4g}"
+
+
 def size(nbytes: float) -> str:
     """An amount of memory in the unit that a person would use: "61.5 MB"."""
     unit, scale = _unit(nbytes)

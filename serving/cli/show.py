@@ -19,6 +19,9 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     if status["accounting"]:
         parts.append(Text("mirror (items): " + accounting_line(status["accounting"]), style="dim"))
     parts += [Text(f"structural finding: {each}", style="yellow") for each in status["findings"]]
+    if status.get("reopened"):
+        again = status["reopened"]
+        parts.append(Text(f"reopened at {again['at'][:19]} UTC: {again['reason']}", style="bold red"))
     if status.get("fault"):
         parts.append(Text(f"fault: {status['fault']}", style="red"))
     if not status["active"]:

@@ -67,9 +67,11 @@ class Comparator(Protocol):
     an item has the item shape [1]. All n items of a side are of the same shapes; the two sides may differ in theirs.
     The answer must name the values of every one of the ``measures``.
 
-    Two more attributes are read where a comparator has them. ``by_batch = True``: what it says of an item depends on
-    the others, so it is given the items of one batch at a time, not those of many. ``may_be_empty = True``: an answer
-    without any values is one that it can compare (no boxes found), not a malformed one.
+    More attributes are read where a comparator has them. ``by_batch = True``: what it says of an item depends on the
+    others, so it is given the items of one batch at a time, not those of many. ``may_be_empty = True``: an answer
+    without any values is one that it can compare (no boxes found), not a malformed one. For reports alone:
+    ``names_answers = False``: no item has a top-1 answer, so that there is nothing to agree on but the measures.
+    ``difference``: what ``max_delta`` is called where it is not a difference of scores.
     """
 
     @property
@@ -118,6 +120,17 @@ def open_comparator(kind: str, output: str, parameters: Mapping[str, Any] | None
     except Exception as error:
         raise ShadowError(f"comparator.kind: cannot open {kind!r}: {error!r}") from error
     return _checked(kind, comparator)
+
+
+def names_answers(kind: str) -> bool | None:
+    """Whether a registered comparator names top-1 answers; None for a user's own, of which its rows alone tell."""
+    return getattr(_factory(kind), "names_answers", True) if kind in COMPARATORS else None
+
+
+def difference(kind: str) -> str:
+    """What a registered comparator's ``max_delta`` is called; a user's own is not imported for its name."""
+    name = "max |Δscore|"
+    return getattr(_factory(kind), "difference", name) if kind in COMPARATORS else name
 
 
 def _factory(kind: str) -> Callable[..., Any]:

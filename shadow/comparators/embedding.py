@@ -34,6 +34,8 @@ class Embedding:
     """
 
     by_batch: Final = True
+    names_answers: Final = False
+    difference: Final = "cosine distance"
     measures: Final = (
         Measure("cosine_distance", high=2.0, agrees="low"),
         Measure("l2_distance", high=2.0, agrees="low"),

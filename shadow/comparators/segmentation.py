@@ -32,6 +32,8 @@ class Segmentation:
       harmonic mean. 1 where neither has a boundary, 0 where one alone has.
     """
 
+    names_answers: Final = False
+    difference: Final = "1 − mean IoU"
     measures: Final = (Measure("mean_iou"), Measure("pixel_agreement"), Measure("boundary_f"))
 
     def __init__(self, output: str, *, classes: int | None = None, axis: int | None = None, distance: int = 2) -> None:

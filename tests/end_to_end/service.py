@@ -44,12 +44,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def write_doubler(repository: Path, model: str, version: int, fault: str) -> None:
-    """A version of the doubling model with a fault."""
+def write_doubler(repository: Path, model: str, version: int, fault: str, **fields: Any) -> None:
+    """A version of the doubling model with a fault, and further ``fields`` of its ``model.yaml``."""
     folder = repository / model / str(version)
     folder.mkdir(parents=True)
     (folder / "nothing.bin").write_bytes(fault.encode())
-    (folder / "model.yaml").write_text(yaml.safe_dump({**DOUBLER, "parameters": {"fault": fault}}))
+    (folder / "model.yaml").write_text(yaml.safe_dump({**DOUBLER, "parameters": {"fault": fault}, **fields}))
     write_hash(folder)
 
 
@@ -194,8 +194,19 @@ class Service:
             raise AssertionError(f"{error}; it is {seen['state']}: {seen['reason']}; {seen['missing']}") from None
         return seen
 
-    def play(self, model: str, requests: int, *, clients: int = 8, until: Callable[[], bool] | None = None) -> Load:
-        """Send doubling requests from several clients and check every answer."""
+    def play(
+        self,
+        model: str,
+        requests: int,
+        *,
+        clients: int = 8,
+        until: Callable[[], bool] | None = None,
+        retry_after_s: float | None = None,
+    ) -> Load:
+        """Send doubling requests from several clients and check every answer.
+
+        A client that retries does so once, over a new connection; then the first error is none.
+        """
         load, lock = Load(), threading.Lock()
         left = iter(range(requests))
 
@@ -206,6 +217,11 @@ class Service:
                     break
                 started = time.monotonic()
                 error, version = _double(connection, model, number)
+                if error and retry_after_s is not None:
+                    connection.close()
+                    time.sleep(retry_after_s)
+                    connection = triton.InferenceServerClient(self.http)
+                    error, version = _double(connection, model, number)
                 with lock:
                     load.latencies_s.append(time.monotonic() - started)
                     load.versions |= {version} - {""}
@@ -223,14 +239,16 @@ class Service:
 class Traffic:
     """Clients that play until told to stop."""
 
-    def __init__(self, service: Service, model: str, clients: int = 4) -> None:
+    def __init__(self, service: Service, model: str, clients: int = 4, *, retry_after_s: float | None = None) -> None:
         self._stop = threading.Event()
         self._load = Load()
-        self._thread = threading.Thread(target=self._play, args=(service, model, clients))
+        self._thread = threading.Thread(target=self._play, args=(service, model, clients, retry_after_s))
         self._thread.start()
 
-    def _play(self, service: Service, model: str, clients: int) -> None:
-        self._load = service.play(model, 1_000_000, clients=clients, until=self._stop.is_set)
+    def _play(self, service: Service, model: str, clients: int, retry_after_s: float | None) -> None:
+        self._load = service.play(
+            model, 1_000_000, clients=clients, until=self._stop.is_set, retry_after_s=retry_after_s
+        )
 
     def stop(self) -> Load:
         """What they saw; may be asked for again."""

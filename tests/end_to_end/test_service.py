@@ -15,7 +15,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from models.reference.digits import load_split
-from tests.end_to_end.service import Load, Service, understudy, wait_for
+from tests.end_to_end.service import Load, Service, understudy, wait_for, write_doubler
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(120)]
 
@@ -70,6 +70,23 @@ def test_a_candidate_is_loaded_pinned_forced_and_unloaded_without_a_restart(serv
     assert status["outcome"] == "SHADOW ONLY"
     wait_for(lambda: not client.is_model_ready("digits", "3"), timeout_s=10, what="version 3 to go away")
     assert "Execution Verdict: SHADOW ONLY" in (Path(status["folder"]) / "deployment_verdict.md").read_text()
+
+
+def test_a_candidate_loads_where_the_memory_that_it_declares_is_free_and_else_is_refused(service: Service) -> None:
+    repository = service.config.parent / "repository"
+    for version, resources in ((2, {"memory": "64MiB"}), (3, {"gpu_memory": "1PiB"}), (4, {"memory": "1PiB"})):
+        write_doubler(repository, "elastic", version, "none", resources=resources)
+    for version, words in (
+        (3, "no room to load version 3 beside the baseline: it needs 1073741824 MiB of memory on one GPU (free: "),
+        (4, "memory_limit: expected at least the resources.memory of version 4, 1073741824 MiB, got 192 MiB"),
+    ):
+        done = understudy("rollout", "start", "elastic", f"--candidate={version}", "--admin", service.admin_url)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    service.admin.start("elastic", 2)
+    service.wait_for_state("elastic", "shadow")
+    service.admin.act("elastic", "abort", reason="the test is over")
 
 
 def test_a_slow_and_leaking_candidate_is_rolled_back(service: Service) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import SpecError
-from models.spec import ModelSpec, TensorSpec, load_spec
+from models.spec import ModelSpec, Resources, TensorSpec, load_spec
 from models.tensor import DATATYPES
 from tests.models.making import document, tensor
 
@@ -46,6 +46,12 @@ def test_every_datatype_of_the_protocol_is_valid(tmp_path: Path, datatype: str) 
 def test_a_model_without_batch_dimension_may_have_any_shape(tmp_path: Path) -> None:
     spec = load(tmp_path, document(max_batch_size=0, inputs=[tensor("a", "INT8", []), tensor("b", "INT8", [2, -1])]))
     assert [item.shape for item in spec.inputs] == [(), (2, -1)]
+
+
+def test_declared_memory_is_read_as_sizes_are_in_the_configuration(tmp_path: Path) -> None:
+    spec = load(tmp_path, document(resources={"memory": "1.5GiB", "gpu_memory": 3_000_000_000}))
+    assert spec.resources == Resources(memory=3 << 29, gpu_memory=3_000_000_000)
+    assert spec.to_json()["resources"] == {"memory": 3 << 29, "gpu_memory": 3_000_000_000}
 
 
 def test_a_date_stays_text_and_so_can_travel_as_json(tmp_path: Path) -> None:
@@ -87,6 +93,13 @@ def test_a_date_stays_text_and_so_can_travel_as_json(tmp_path: Path) -> None:
         ({"labels": "absent.txt"}, "labels", "an existing file"),
         ({"labels": ["a"]}, "labels", "text"),
         ({"parameters": [1]}, "parameters", "a mapping"),
+        ({"resources": "2GiB"}, "resources", "a mapping"),
+        ({"resources": {"disk": 1}}, "resources.disk", "one of memory, gpu_memory"),
+        ({"resources": {"memory": "2GiBi"}}, "resources.memory", "such as 2GiB"),
+        ({"resources": {"memory": 0}}, "resources.memory", "at least one byte"),
+        ({"resources": {"gpu_memory": -1}}, "resources.gpu_memory", "at least one byte"),
+        ({"resources": {"gpu_memory": True}}, "resources.gpu_memory", "such as 2GiB"),
+        ({"resources": {"gpu_memory": None}}, "resources.gpu_memory", "such as 2GiB"),
         ({"parameters": {"scale": float("inf")}}, "parameters.scale", "a finite number"),
         ({"provenance": "me"}, "provenance", "a mapping"),
     ],
@@ -152,6 +165,7 @@ specs = st.builds(
     outputs=unique_tensors,
     labels=st.lists(names, max_size=3).map(tuple),
     parameters=st.dictionaries(names, st.integers(), max_size=2),
+    resources=st.builds(Resources, memory=st.integers(0, 1 << 50), gpu_memory=st.integers(0, 1 << 50)),
     provenance=st.dictionaries(names, names, max_size=2),
 )
 

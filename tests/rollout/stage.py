@@ -42,8 +42,10 @@ class Fuse:
 class Clock:
     def __init__(self) -> None:
         self.at_s = 0.0
+        self.cost_s = 0.0  # of every look at it
 
     def monotonic(self) -> float:
+        self.at_s += self.cost_s
         return self.at_s
 
     def now(self) -> datetime:
@@ -67,6 +69,10 @@ class FlammableJournal(Journal):
 
     def record(self, rollout: Rollout, body: Entry, *, heads: Iterable[Head] = ()) -> Rollout:
         written: Rollout = self._burning(lambda: super(FlammableJournal, self).record(rollout, body, heads=heads))
+        return written
+
+    def annotate(self, rollout: Rollout, body: Entry, *, heads: Iterable[Head] = ()) -> Rollout:
+        written: Rollout = self._burning(lambda: super(FlammableJournal, self).annotate(rollout, body, heads=heads))
         return written
 
     def save_heads(self, deployment_id: str, heads: Iterable[Head]) -> None:
@@ -172,8 +178,15 @@ def judged(verdict: Verdict, confidence: float = 0.97, *gates: GateResult) -> Ju
 class Stage:
     """A controller with everything around it; ``restart`` is a crash and a new process."""
 
-    def __init__(self, folder: Path, *, limits: Limits | None = None, judge: Judge | None = None) -> None:
-        self.folder, self.reports, self.limits = folder, folder / "reports", limits
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limits: Limits | None = None,
+        judge: Judge | None = None,
+        reopen_s: Mapping[str, float] | None = None,
+    ) -> None:
+        self.folder, self.reports, self.limits, self.reopen_s = folder, folder / "reports", limits, reopen_s
         self.judge = judge or self._judge
         self.url = f"sqlite:///{folder / 'understudy.db'}"
         self.clock, self.traffic = Clock(), FakeTraffic()
@@ -182,6 +195,7 @@ class Stage:
         self.journal, self.controller = self._open()
 
     def restart(self) -> None:
+        self.controller.close()  # as the end of a process does with its files
         self.journal.close()
         self.journal, self.controller = self._open()
 
@@ -203,6 +217,7 @@ class Stage:
                 salt=lambda: "salt",
             ),
             limits=self.limits,
+            reopen_s=self.reopen_s,
         )
 
     def _judge(

@@ -1,6 +1,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -8,15 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.entries import read_entries
 from rollout.errors import JournalError
+from rollout.folder import read_facts
 from rollout.judgement import Verdict
 from rollout.machine import Event, State
 from rollout.outcome import Outcome, conclude, shorten, verdict_line
-from rollout.reports import load_report, write_reports
+from rollout.reports import deployment_report, load_report, write_reports
 from rollout.reports.incident import error_messages
 from rollout.reports.markdown import table
 from rollout.reports.report import NO_POSTERIOR, Report
+from shadow.comparators import Measure
+from shadow.evidence import Evidence, MeasureSums, StageSums
+from shadow.rows import SCHEMA
+from shadow.store import SegmentWriter
 from tests.rollout.stage import MODEL, Stage, gate, judged
+from tests.shadow.builders import header
 
 FILES = ("deployment_verdict.md", "report.json", "release/release_matrix.md", "metrics/slo_report.json")
 
@@ -175,6 +183,25 @@ def test_the_summary_gives_the_figures_and_stays_short(stage: Stage) -> None:
     report = load_report(rolled_back(stage))
     assert "The candidate failed 0 of 10 requests; 9 of 10 compared items have the same top-1 answer" in report.summary
     assert len(report.summary.split()) <= 200
+
+
+def test_the_summary_gives_measures_where_the_comparator_names_no_answers(stage: Stage) -> None:
+    folder = rolled_back(stage)
+    measures = (Measure("cosine_distance", high=2.0, agrees="low"), Measure("neighbour_overlap"))
+    values = {"cosine_distance": [0.5, 0.25], "neighbour_overlap": [np.nan, np.nan]}
+    found = {each.name: MeasureSums.of(np.array(values[each.name]), each) for each in measures}
+    evidence = Evidence({0: StageSums(items=2, measures={name: each for name, each in found.items() if each.n})})
+    entries = [{**entry, "evidence": evidence.to_json()} for entry in read_entries(folder / "journal.jsonl")]
+    embedding = header(comparator="embedding", output="vector", measures=measures)
+    summary = deployment_report(entries, read_facts(folder), {}, embedding).summary
+    assert "2 items were compared by embedding (means: cosine_distance 0.375)" in summary
+    assert "top-1" not in summary
+
+
+def test_a_summary_tells_by_the_evidence_itself_what_was_compared(stage: Stage) -> None:
+    folder = stage.reports / stage.reach(5)
+    SegmentWriter(folder / "evidence", header(comparator="segmentation")).write(SCHEMA.empty_table())
+    assert "10 items were compared by segmentation;" in load_report(folder).summary
 
 
 def test_every_metric_carries_evidence_that_is_found_in_the_journal(stage: Stage) -> None:

@@ -15,6 +15,7 @@ import uvicorn
 import yaml
 
 from models.repository import write_hash
+from models.room import Room
 from rollout.controller import Controller, Tools
 from rollout.journal import Journal
 from rollout.traffic import Priority, Readiness, Route
@@ -34,8 +35,8 @@ DEPLOYMENT: Final = "m-2-20260101T000000Z"
 LIMITS: Final = Limits(tolerance=1e-3)
 
 
-def write_version(repository: Path, version: int, *, output: str = "y") -> None:
-    """A signed version of ``m``."""
+def write_version(repository: Path, version: int, *, output: str = "y", **fields: Any) -> None:
+    """A signed version of ``m``, with further ``fields`` of its ``model.yaml``."""
     folder = repository / MODEL / str(version)
     folder.mkdir(parents=True)
     (folder / "nothing.bin").write_bytes(b"")
@@ -46,6 +47,7 @@ def write_version(repository: Path, version: int, *, output: str = "y") -> None:
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
         "outputs": [{"name": output, "datatype": "FP32", "shape": [-1, 2]}],
         "provenance": {"dataset": "none"},
+        **fields,
     }
     (folder / "model.yaml").write_text(yaml.safe_dump(document))
     write_hash(folder)
@@ -60,6 +62,7 @@ class MemoryHost:
         self.next: tuple[Readiness, str] = (Readiness.READY, "")
         self.announces = True
         self.missing = ""
+        self.free: Room | None = None
 
     def ensure(self, model: str, version: int, priority: Priority) -> None:
         key = (model, version, priority)
@@ -90,6 +93,9 @@ class MemoryHost:
     def lacks(self, model: str) -> str:
         return self.missing
 
+    def room(self) -> Room | None:
+        return self.free
+
     def hosted(self) -> Mapping[tuple[str, int, Priority], tuple[Readiness, str]]:
         return dict(self.running)
 
@@ -105,14 +111,14 @@ def route_of(**changes: Any) -> Route:
 class Reporter:
     """A router's side of the exchange: a real recorder, reported as the data server does."""
 
-    def __init__(self, reports: Path, name: str) -> None:
-        self.name, self.table = name, (0, 0)
+    def __init__(self, reports: Path, name: str, deployment_id: str = DEPLOYMENT, limits: Limits = LIMITS) -> None:
+        self.name, self.table, self.deployment_id = name, (0, 0), deployment_id
         self.accounting = Accounting()
         self.recorder = Recorder(
-            reports / DEPLOYMENT / "evidence",
+            reports / deployment_id / "evidence",
             f"{name}-1",
-            DEPLOYMENT,
-            LIMITS,
+            deployment_id,
+            limits,
             self.accounting,
             output="y",
             flush_interval_s=3600,
@@ -132,7 +138,7 @@ class Reporter:
             self.accounting.sample(1)
             self.recorder.offer(
                 Pair(
-                    deployment_id=DEPLOYMENT,
+                    deployment_id=self.deployment_id,
                     stage=0,
                     at_unix_us=time.time_ns() // 1000,
                     primary=Arm.BASELINE,
@@ -149,7 +155,7 @@ class Reporter:
         """What this router tells the control side."""
         recorded = self.recorder.snapshot()
         lane = {
-            "deployment_id": DEPLOYMENT,
+            "deployment_id": self.deployment_id,
             "chain": f"{self.name}-1",
             "evidence": recorded.evidence.to_json(),
             "head": asdict(recorded.head) if recorded.head else None,
@@ -188,6 +194,7 @@ class Office:
 
     def close(self) -> None:
         self.traffic._forget(self.deployment_id)
+        self.controller.close()
         self.journal.close()
         self.loop.close()
 

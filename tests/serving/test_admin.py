@@ -1,16 +1,23 @@
 """The admin door over a real controller and a real database; model replicas are hosted in memory."""
 
 import asyncio
+import json
 import os
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
+from rollout.policy import load_policy
 from rollout.traffic import Readiness
 from serving import control
 from serving.admin import create_app
+from serving.cli.evidence import app as evidence
+from serving.cli.show import status_view
 from serving.client import AdminClient
 from serving.directory import Process
 from tests.serving.control_room import Office, Reporter, door, write_version
@@ -181,7 +188,7 @@ def labels(client: Client, *rows: dict[str, Any]) -> Any:
     return client.post(f"/labels/{MODEL}", json={"labels": list(rows)})
 
 
-def test_labels_are_for_an_active_rollout_alone(client: Client, office: Office) -> None:
+def test_labels_are_for_a_rollout_that_has_evidence_or_may_still_have_some(client: Client, office: Office) -> None:
     row = {"request_id": "r1", "label": 3}
     assert "m: no rollout yet" in refused(labels(client, row), 400)
     start(client)
@@ -190,7 +197,52 @@ def test_labels_are_for_an_active_rollout_alone(client: Client, office: Office) 
     assert labels(client, row, {**row, "item": 1}).json() == {"accepted": 2, "duplicates": 0}
     assert labels(client, row).json() == {"accepted": 0, "duplicates": 1}
     client.post(f"/rollouts/{MODEL}/abort", json={})
-    assert "no active rollout takes labels" in refused(labels(client, row), 400)
+    assert "ended without evidence that labels could join" in refused(labels(client, row), 400)
+    other = client.post(f"/labels/{MODEL}", json={"rollout": "m-9", "labels": [row]})
+    assert "m: rollout: expected the id of one of its rollouts, got 'm-9'" in refused(other, 400)
+
+
+def test_labels_that_come_after_a_promotion_reopen_its_verdict(client: Client, office: Office) -> None:
+    name = start(client, policy="improvement").json()["deployment_id"]
+    office.controller.tick()
+    limits = load_policy("improvement", office.config.directory).limits(1e-3)
+    reporter = Reporter(office.config.reports, "a", name, limits)
+    requests = [f"r{number}" for number in range(60)]
+    reporter.record(*requests, top1=(0, 1))
+    office.traffic._take(reporter.report())
+    office.controller.tick()
+    for _ in range(2):
+        client.post(f"/rollouts/{MODEL}/promote", json={"actor": "ada", "to": 100, "reason": "in a hurry"})
+        office.controller.tick()
+    client.post(f"/rollouts/{MODEL}/promote", json={"actor": "ada"})
+    reporter.recorder.close()
+    before = client.get(f"/rollouts/{MODEL}").json()
+    assert (before["state"], before["outcome"], before["reopened"]) == ("promoted", "GO", None)
+    rows = [{"request_id": request, "label": 0} for request in requests]
+    assert client.post(f"/labels/{MODEL}", json={"rollout": name, "labels": rows}).json()["accepted"] == 60
+    office.controller.tick()
+    ended = client.get(f"/rollouts/{MODEL}").json()
+    assert (ended["state"], ended["outcome"]) == ("promoted", "REJECT")
+    assert (ended["reopened"]["was"], ended["reopened"]["now"], ended["reopened"]["labels"]) == ("GO", "REJECT", 60)
+    assert client.get("/models").json()[MODEL]["baseline"] == 2
+    shown = StringIO()
+    Console(width=400, file=shown).print(status_view(ended))
+    assert "GO → REJECT, 60 labels joined after the end" in shown.getvalue()
+    folder = office.config.reports / name
+    assert verified(folder) == (0, [])
+    joined = folder / "evidence" / "labels-000001.parquet"
+    content = bytearray(joined.read_bytes())
+    content[len(content) // 2] ^= 1
+    joined.write_bytes(content)
+    status, problems = verified(folder)
+    assert status == 1
+    assert any("labels" in problem for problem in problems)
+
+
+def verified(folder: Path) -> tuple[int, list[str]]:
+    """The exit status of ``understudy evidence verify``, and the problems that it names."""
+    result = CliRunner().invoke(evidence, ["verify", str(folder), "--json"])
+    return result.exit_code, json.loads(result.stdout)["problems"]
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,10 @@ async def test_a_snapshot_is_the_sum_of_all_routers_chains(room: Room) -> None:
     sums = snapshot.evidence.stage(0)
     assert (sums.items, sums.agree, sums.candidate.requests) == (5, 3, 5)
     assert [(head.chain, head.rows) for head in snapshot.heads] == [("a-1", 3), ("b-1", 2)]
+    assert {chain: (each.mirrored, each.pending) for chain, each in snapshot.accounts.items()} == {
+        "a-1": (3, 0),
+        "b-1": (2, 1),
+    }
     assert (snapshot.accounting["sampled"], snapshot.accounting["mirrored"], snapshot.accounting["pending"]) == (
         6,
         5,
@@ -329,6 +333,17 @@ async def test_labels_join_the_pairs_of_all_routers(room: Room) -> None:
     cells = snapshot.evidence.stage(0).labels
     assert (cells.both, cells.candidate_only, cells.n) == (1, 1, 2)
     assert [head.chain for head in snapshot.heads] == ["a-1", "b-1", "labels"]
+
+
+async def test_a_label_that_comes_after_an_advance_counts_in_the_stage_of_its_pair(room: Room) -> None:
+    room.traffic.route(route_of())
+    router = room.reporter()
+    router.record("1")
+    await router.exchange(room.traffic)
+    room.traffic.snapshot(DEPLOYMENT)
+    room.traffic.route(route_of(weight=5, stage=1))
+    room.traffic.add_labels(DEPLOYMENT, [Label(request_id="1", label=0)])
+    assert room.traffic.snapshot(DEPLOYMENT).evidence.stage(0).labels.both == 1
 
 
 async def test_a_rollout_s_labels_are_opened_once_though_two_threads_ask_first(

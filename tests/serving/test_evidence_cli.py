@@ -18,7 +18,7 @@ from rollout.policy import load_policy
 from rollout.traffic import Snapshot
 from serving.cli.evidence import app
 from serving.config import Rollout
-from shadow.accounting import Accounting
+from shadow.accounting import Account, Accounting
 from shadow.checkpoint import Retention
 from shadow.errors import EvidenceError, ShadowError
 from shadow.pair import Pair
@@ -212,6 +212,42 @@ def test_rows_after_the_last_decision_are_reported_and_fine(folder: Path) -> Non
     found = orjson.loads(run(folder, "--json", "--unanchored").stdout)
     assert found["problems"] == []
     assert found["chains"][0]["later_rows"] > 0
+
+
+def with_accounts(folder: Path, *accounts: object) -> None:
+    """Give the journal's last entries these accounts by chain."""
+    entries = read(folder)
+    for entry, account in zip(entries[-len(accounts) :], accounts, strict=True):
+        entry["accounts"] = account
+    rewrite(folder, entries)
+
+
+def test_what_a_killed_process_took_along_is_named_and_counted_and_is_no_problem(folder: Path) -> None:
+    latest = Account(sampled=1200, shed=100, pending=1100).to_json()
+    restarted = Account(sampled=7, failed=7).to_json()
+    with_accounts(folder, {"router": latest, "gone": restarted}, {"router": restarted})
+    assert problems(folder, "--unanchored") == []
+    loss = orjson.loads(run(folder, "--json", "--unanchored").stdout)["loss"]
+    assert (loss["sampled"], loss["lost"], loss["open_segment_s"]) == (1207, 1107, 4)
+    assert [(each["chain"], each["closed"], each["lost"]) for each in loss["chains"]] == [
+        ("gone", False, 7),
+        ("router", False, 1100),
+    ]
+    said = run(folder, "--unanchored").stdout
+    assert "chain router: ended without closing; 1,100 of 1,200 sampled items are in no segment" in said
+    assert "counted loss: 1,107 of 1,207 sampled items" in said
+
+
+def test_while_a_rollout_goes_on_a_chain_may_still_be_written_to(folder: Path) -> None:
+    with_accounts(folder, {"router": Account(sampled=4, pending=4).to_json()})
+    rewrite(folder, [*read(folder)[:-1], {**read(folder)[-1], "state": "shadow"}])
+    assert "not closed: still written to, or its writer was killed; 4 of 4" in run(folder, "--unanchored").stdout
+
+
+@pytest.mark.parametrize("accounts", [["router"], {"router": {"sampled": 1, "stolen": 1}}, {"router": 3}])
+def test_accounts_that_are_malformed_are_a_problem(folder: Path, accounts: object) -> None:
+    with_accounts(folder, accounts)
+    assert any("accounts: " in problem and "malformed" in problem for problem in problems(folder, "--unanchored"))
 
 
 def _segments(entry: dict[str, object]) -> int:

@@ -433,7 +433,11 @@ def test_a_message_marked_as_compressed_by_nothing_is_refused(
     assert_refused(client.answer(client.ask(prefixed(body(), compressed=2))), INTERNAL)
 
 
-@pytest.mark.parametrize("packed", [b"", b"nonsense", gzip.compress(body())[:-9], zlib.compress(body())])
+@pytest.mark.parametrize(
+    "packed",
+    [b"", b"nonsense", gzip.compress(body())[:-9], zlib.compress(body())],
+    ids=["nothing", "nonsense", "gzip cut short", "zlib instead of gzip"],
+)
 def test_a_message_that_cannot_be_decompressed_is_the_client_s_fault(client: Client, packed: bytes) -> None:
     stream = client.ask(prefixed(packed, compressed=1), ("grpc-encoding", "gzip"))
     assert_refused(client.answer(stream), INVALID, INTERNAL)

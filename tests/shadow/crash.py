@@ -5,6 +5,7 @@
 """
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import orjson
+import pyarrow as pa
 
 from shadow.accounting import Accounting
 from shadow.labels import Label, LabelJoin
@@ -66,7 +69,7 @@ def join_labels(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Pairs of every labelled request, in two chains; in a child, so that the parent can go on forking safely."""
+    """Pairs of every labelled request, in two chains."""
     for chain, numbers in (("one", range(0, 8, 2)), ("two", range(1, 8, 2))):
         writer = SegmentWriter(folder / "evidence", header(chain))
         pairs = [simple_pair(f"request-{number}", candidate=number % 2, stage=number % 2) for number in numbers]
@@ -76,12 +79,15 @@ def prepare(folder: Path) -> None:
 def tour(
     root: Path, files: tuple[str, ...], stride: int, work: Callable[[Path], None], before: Callable[[Path], None]
 ) -> int:
-    """Try line after line until the work gets to its end."""
+    """Try line after line until the work gets to its end, each time from what was there before."""
+    given = root / "given"
+    given.mkdir(parents=True)
+    killed_at(0, (), lambda: before(given))  # in a child, so that the parent can go on forking safely
+    pa.array(np.arange(1))  # what Arrow imports for its first conversion, each child would import anew
     tries, line, alive = 0, 1, False
     while not alive:
         folder = root / str(tries)
-        folder.mkdir(parents=True)
-        killed_at(0, (), lambda folder=folder: before(folder))  # type: ignore[misc]
+        shutil.copytree(given, folder)
         alive = not killed_at(line, files, lambda folder=folder: work(folder))  # type: ignore[misc]
         tries, line = tries + 1, line + stride
     return tries

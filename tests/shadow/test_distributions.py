@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shadow.accounting import Account, Accounting
+from shadow.checkpoint import Retention
+from shadow.checkpoint import compact as compact_chains
 from shadow.distributions import (
     MOST_BLOCKS,
     Agreement,
     BatchKey,
     Blocks,
+    Checkpoints,
     Distributions,
     Found,
     Pooled,
@@ -37,7 +40,8 @@ from shadow.labels import Label, LabelJoin
 from shadow.pair import Answer, Arm, Pair, Status
 from shadow.recorder import Recorder
 from shadow.rows import SCHEMA, SIDES, compact, to_table
-from shadow.store import read_segment, segment_name
+from shadow.slices import MAX_SLICES, OTHER
+from shadow.store import chains, read_segment, segment_name, walk_chain
 from shadow.sums import sums
 from shadow.verify import evidence_at
 from tests.shadow.builders import COMPARATOR, DEPLOYMENT, LIMITS, MEASURES, PARAMETERS, pair, pairs, write_chain
@@ -424,4 +428,82 @@ def test_chains_that_were_compared_otherwise_are_not_mixed(tmp_path: Path) -> No
     recorder.offer(batch(0))
     recorder.close()
     with pytest.raises(EvidenceError, match=r"router-b-000001.parquet: header: limits or comparator"):
+        survey(tmp_path)
+
+
+# Checkpoints
+
+
+def compacted(folder: Path, keep: int = 1) -> None:
+    """What ``understudy evidence compact`` does, keeping so many segments of each chain."""
+    heads = [[head for _, head in walk_chain(folder, chain)][-1] for chain in chains(folder)]
+    compact_chains(folder, heads, Retention(keep_segments=keep, labels_within_s=0), now_unix_us=2**51)
+
+
+@given(
+    segments=st.lists(st.lists(pairs(), min_size=1, max_size=2), min_size=2, max_size=4),
+    keep=st.integers(1, 4),
+)
+@settings(max_examples=25, deadline=None)
+def test_what_became_checkpoints_still_counts_in_all_that_follows_from_sums(
+    tmp_path_factory: pytest.TempPathFactory, segments: list[list[Pair]], keep: int
+) -> None:
+    folder = tmp_path_factory.mktemp("evidence")
+    write_chain(folder, segments)
+    before = survey(folder)
+    compacted(folder, keep)
+    after = survey(folder)
+    gone = max(len(segments) - keep, 0)
+    assert (after.evidence, after.account, after.chains) == (before.evidence, before.account, before.chains)
+    assert (after.segments, after.checkpoints.segments) == (len(segments) - gone, gone)
+    assert after.distributions.rows + after.checkpoints.rows == before.distributions.rows
+    counts = [
+        {name: (each.items, each.agree, each.over) for name, each in found.by_slice.items()}
+        for found in (before, after)
+    ]
+    assert counts[0] == counts[1]
+
+
+@given(st.lists(pairs(), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_without_checkpoints_slices_are_those_of_the_rows_and_their_measures_add_up_to_all(
+    tmp_path_factory: pytest.TempPathFactory, some: list[Pair]
+) -> None:
+    folder = tmp_path_factory.mktemp("evidence")
+    write_chain(folder, [some])
+    found = survey(folder)
+    assert found.checkpoints == Checkpoints()
+    assert found.by_slice == found.distributions.slices.by_label
+    measured = reduce(add, found.by_slice.values(), Agreement())
+    assert measured.measures == found.evidence.total().measures
+
+
+def test_slices_beyond_the_bound_are_one_however_they_came(tmp_path: Path) -> None:
+    names = [f"slice-{number:03}" for number in range(MAX_SLICES + 9)]
+    write_chain(tmp_path, [[batch(at, delta=0.5 if at else 0.25, slice_name=name)] for at, name in enumerate(names)])
+    found = survey(tmp_path).by_slice
+    assert sorted(found) == [OTHER, *names[:MAX_SLICES]]
+    assert (found[OTHER].items, found[OTHER].over) == (9, 9)
+    assert found[OTHER].max_delta == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_chain_that_is_compacted_while_it_is_read_is_not_counted_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_chain(tmp_path, [[batch(0)], [batch(1)]])
+    compacted(tmp_path)
+    monkeypatch.setattr("shadow.distributions.latest_checkpoint", lambda folder, chain: None)
+    with pytest.raises(EvidenceError, match="chain router was compacted while it was read: run this again"):
+        survey(tmp_path)
+
+
+def test_a_checkpoint_of_another_deployment_is_not_mixed_in(tmp_path: Path) -> None:
+    write_chain(tmp_path, [[batch(0)]], "router-a")
+    recorder = Recorder(tmp_path, "router-b", "another", LIMITS, Accounting(), parameters=PARAMETERS)
+    for number in range(2):
+        recorder.offer(replace(batch(number), deployment_id="another"))
+        recorder.flush()
+    recorder.close()
+    compacted(tmp_path)
+    with pytest.raises(EvidenceError, match=r"router-b.checkpoint-000001.json: of deployment another"):
         survey(tmp_path)

@@ -61,10 +61,11 @@ STAGES = sums_of(
     labels=sums_of(LabelCells),
 )
 EVIDENCE = st.builds(Evidence, st.dictionaries(st.integers(0, 4), STAGES, max_size=2))
+FEW = settings(deadline=None, max_examples=40)  # each with hundreds of figures
 
 
 @given(a=EVIDENCE, b=EVIDENCE, c=EVIDENCE)
-@settings(deadline=None)
+@FEW
 def test_evidence_merges_in_any_order_and_grouping(a: Evidence, b: Evidence, c: Evidence) -> None:
     assert a + b == b + a
     assert (a + b) + c == a + (b + c)
@@ -72,7 +73,7 @@ def test_evidence_merges_in_any_order_and_grouping(a: Evidence, b: Evidence, c: 
 
 
 @given(a=EVIDENCE, b=EVIDENCE)
-@settings(deadline=None)
+@FEW
 def test_stages_add_up_to_the_total(a: Evidence, b: Evidence) -> None:
     both = a + b
     assert both.total() == a.total() + b.total()
@@ -80,7 +81,7 @@ def test_stages_add_up_to_the_total(a: Evidence, b: Evidence) -> None:
 
 
 @given(evidence=EVIDENCE)
-@settings(deadline=None)
+@FEW
 def test_json_keeps_everything_in_one_spelling(evidence: Evidence) -> None:
     spelled = canonical(evidence.to_json())
     again = Evidence.from_json(orjson.loads(spelled))

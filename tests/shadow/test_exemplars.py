@@ -24,7 +24,17 @@ from hypothesis import strategies as st
 from models.tensor import DATATYPES, NUMPY_DTYPES, Array, Tensor, from_numpy
 from shadow.comparators import DELTA_CAP
 from shadow.errors import EvidenceError, ShadowError
-from shadow.exemplars import FOLDER, Exemplar, ExemplarKind, Exemplars, ExemplarSettings, forget, read
+from shadow.exemplars import (
+    FOLDER,
+    Exemplar,
+    ExemplarKind,
+    Exemplars,
+    ExemplarSettings,
+    Inventory,
+    forget,
+    inventory,
+    read,
+)
 from shadow.pair import Answer, Status
 from tests.shadow.builders import DEPLOYMENT, bad, ok
 from tests.shadow.crash import tour
@@ -552,6 +562,56 @@ def test_a_temporary_that_was_left_behind_is_not_read_and_goes_in_the_end(tmp_pa
     keeper(folder, worst=9)
     assert not left.exists()
     assert fresh.exists()
+
+
+# What lies there, and what is missing
+
+
+def test_an_inventory_counts_what_is_kept_and_what_every_keeper_lost(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    assert inventory(folder) is None
+    first, second = keeper(folder, worst=2), keeper(folder, worst=2)
+    first.keep(exemplar("a", 0.5))
+    assert inventory(folder) == Inventory(worst=1, nbytes=sum(sizes(folder)))
+    first.note_lost("router-a", 3, 1)
+    second.note_lost("router-b", 4, 0)
+    first.note_lost("router-a", 5, 1)
+    found = inventory(folder)
+    assert found is not None
+    assert (found.worst, found.sample, found.dropped, found.errors) == (1, 0, 9, 1)
+    assert [each.request_id for each in read(folder)] == ["a"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_nothing_lost_makes_no_file_and_what_is_known_is_not_written_again(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    exemplars = keeper(folder, worst=2)
+    exemplars.note_lost("router", 0, 0)
+    assert not folder.exists()
+    exemplars.note_lost("router", 1, 0)
+    path = folder / ".lost-router.json"
+    path.unlink()
+    exemplars.note_lost("router", 1, 0)
+    assert not path.exists()
+
+
+def test_losses_that_cannot_be_written_are_written_the_next_time(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    folder.touch()  # no folder can be made here
+    exemplars = keeper(folder, worst=2)
+    exemplars.note_lost("router", 2, 0)
+    assert exemplars.fault is not None
+    folder.unlink()
+    exemplars.note_lost("router", 2, exemplars.errors)
+    found = inventory(folder)
+    assert found is not None
+    assert (found.dropped, found.errors) == (2, exemplars.errors)
+
+
+def test_damaged_counts_of_what_was_lost_are_named(tmp_path: Path) -> None:
+    (tmp_path / ".lost-router.json").write_text('{"dropped": "many"}')
+    with pytest.raises(EvidenceError, match=r"\.lost-router\.json: expected counts of what was lost"):
+        inventory(tmp_path)
 
 
 def keep_some(folder: Path) -> None:

@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from shadow.errors import EvidenceError, ShadowError
 from shadow.evidence import Evidence, LabelCells
 from shadow.labels import AddResult, Label, LabelJoin
 from shadow.pair import Pair, Status
-from shadow.store import read_segments, segment_name
-from shadow.verify import evidence_at
+from shadow.store import Head, read_segments, segment_name
+from shadow.verify import evidence_at, verify
 from tests.shadow.builders import DEPLOYMENT, LIMITS, bad, ok, outcome, pair, simple_pair, write_chain
 
 WITHIN_S = 100.0
@@ -303,3 +304,134 @@ def test_no_pair_is_joined_that_the_evidence_at_hand_does_not_hold_yet(tmp_path:
         assert cells(labels).n == 1
         labels.advance(within={chain: 2})
         assert cells(labels).n == 2
+
+
+# Labels of a rollout that has ended
+
+
+def finish(labels: LabelJoin, heads: Sequence[Head]) -> int:
+    """A whole pass; returns how often it paused."""
+    return sum(1 for _ in labels.complete(heads))
+
+
+def test_after_the_end_a_label_joins_whatever_the_age_of_its_pair(tmp_path: Path) -> None:
+    clock = Clock()
+    (head,) = write_chain(tmp_path, [[simple_pair("a", baseline=1), simple_pair("b")]])
+    with open_join(tmp_path, clock) as labels:
+        labels.add([label("z", 1)])
+        clock.now_s += 50 * WITHIN_S
+        labels.advance()  # lets go of what waits, pairs included
+        labels.add([label("a", 1), label("a", 0)])
+        labels.advance()
+        assert labels.counts().joined == 0
+        finish(labels, [head])
+        assert cells(labels) == LabelCells(baseline_only=1)
+        assert (labels.counts().waiting, labels.counts().duplicates) == (0, 1)
+        evidence, joined = labels.snapshot()
+    assert joined is not None
+    assert verify(tmp_path, {"router": head, "labels": joined}).problems == ()
+    assert evidence_at(tmp_path, [joined]) == evidence
+
+
+def test_after_the_end_a_label_that_no_row_is_its_own_is_expired_by_one_pass(tmp_path: Path) -> None:
+    heads = write_chain(tmp_path, [[simple_pair("a")], [simple_pair("later")]])
+    with open_join(tmp_path) as labels:
+        labels.add([label("a", 0), label("a", 0, item=1), label("nobody", 0), label("later", 0)])
+        finish(labels, heads[:1])
+        counts = labels.counts()
+        assert (counts.joined, counts.expired, counts.waiting) == (1, 3, 0)
+        assert finish(labels, []) == 0
+
+
+def test_labels_that_come_during_a_pass_wait_for_the_next(tmp_path: Path) -> None:
+    heads = write_chain(tmp_path, [[simple_pair("a")], [simple_pair("b")]])
+    with open_join(tmp_path) as labels:
+        labels.add([label("b", 0)])
+        walk = labels.complete(heads[-1:])
+        next(walk)
+        labels.add([label("a", 0), label("nobody", 0)])
+        assert list(walk) == [None]
+        assert (labels.counts().joined, labels.counts().waiting) == (1, 2)
+        finish(labels, heads[-1:])
+        assert (labels.counts().joined, labels.counts().waiting, labels.counts().expired) == (2, 0, 1)
+
+
+def test_a_pass_that_is_given_up_has_joined_nothing_and_lost_no_label(tmp_path: Path) -> None:
+    heads = write_chain(tmp_path, [[simple_pair("a")], [simple_pair("b")]])
+    with open_join(tmp_path) as labels:
+        labels.add([label("a", 0), label("b", 0)])
+        next(labels.complete(heads[-1:]))
+    with open_join(tmp_path) as labels:
+        assert labels.snapshot() == (Evidence(), None)
+        finish(labels, heads[-1:])
+        assert labels.counts().joined == 2
+
+
+@pytest.mark.parametrize("spoil", ["changed", "cut", "another"])
+def test_nothing_joins_rows_that_are_not_what_they_were_at_the_end(tmp_path: Path, spoil: str) -> None:
+    heads = write_chain(tmp_path, [[simple_pair("a")], [simple_pair("b")]])
+    end = replace(heads[-1], sha256="0" * 64) if spoil == "another" else heads[-1]
+    last = tmp_path / segment_name("router", 2)
+    if spoil == "changed":
+        last.write_bytes(last.read_bytes().replace(b"b", b"c", 1))
+    elif spoil == "cut":
+        last.unlink()
+    with open_join(tmp_path) as labels:
+        labels.add([label("a", 0)])
+        with pytest.raises(EvidenceError, match="router"):
+            finish(labels, [end])
+        assert labels.snapshot()[1] is None
+        assert labels.counts().waiting == 1
+
+
+def test_a_join_that_was_written_but_not_marked_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (head,) = write_chain(tmp_path, [[simple_pair("a")]])
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with open_join(tmp_path) as labels, monkeypatch.context() as dying:
+        dying.setattr(LabelJoin, "_mark", die)
+        labels.add([label("a", 0)])
+        with pytest.raises(KeyboardInterrupt):
+            finish(labels, [head])
+    with open_join(tmp_path) as labels:
+        finish(labels, [head])
+        assert (labels.counts().joined, labels.counts().waiting) == (1, 0)
+        assert cells(labels) == LabelCells(both=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    answers=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=12),
+    truth=st.lists(st.integers(0, 2), min_size=12, max_size=12),
+    late=st.sets(st.integers(0, 11)),
+    per_segment=st.integers(1, 5),
+)
+def test_it_makes_no_difference_whether_labels_come_before_or_after_the_end(
+    tmp_path_factory: pytest.TempPathFactory,
+    answers: list[tuple[int, int]],
+    truth: list[int],
+    late: set[int],
+    per_segment: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("either")
+    pairs = [simple_pair(f"{at}", baseline=left, candidate=right) for at, (left, right) in enumerate(answers)]
+    heads = write_chain(folder, [pairs[at : at + per_segment] for at in range(0, len(pairs), per_segment)])
+    expected = LabelCells()
+    for (left, right), true in zip(answers, truth, strict=False):
+        expected += LabelCells(
+            both=int(left == right == true),
+            baseline_only=int(left == true != right),
+            candidate_only=int(right == true != left),
+            neither=int(true not in (left, right)),
+        )
+    with open_join(folder) as labels:
+        for came_late in (False, True):
+            labels.add([label(f"{at}", truth[at]) for at in range(len(pairs)) if (at in late) is came_late])
+            if not came_late:
+                labels.advance()
+        finish(labels, heads[-1:])
+        assert cells(labels) == expected

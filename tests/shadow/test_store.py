@@ -11,7 +11,18 @@ from shadow.errors import EvidenceError
 from shadow.evidence import Evidence
 from shadow.pair import Pair
 from shadow.rows import SCHEMA, compact, to_table
-from shadow.store import GENESIS, Head, SegmentWriter, chains, read_segments, segment_name, successor, walk_chain
+from shadow.store import (
+    GENESIS,
+    Head,
+    Kind,
+    SegmentWriter,
+    chains,
+    pairs_header,
+    read_segments,
+    segment_name,
+    successor,
+    walk_chain,
+)
 from shadow.sums import sums
 from tests.shadow.builders import COMPARATOR, LIMITS, MEASURES, PARAMETERS, header, pairs, simple_pair, write_chain
 
@@ -133,3 +144,13 @@ def test_a_measure_without_room_between_its_ends_is_a_damaged_header(tmp_path: P
     pq.write_table(table.replace_schema_metadata({b"understudy": forged}), path)
     with pytest.raises(EvidenceError, match="not a segment of evidence: comparator: measure 'kl_divergence'"):
         list(walk_chain(tmp_path, "router"))
+
+
+def test_how_pairs_were_compared_is_told_by_any_segment_of_pairs(tmp_path: Path) -> None:
+    assert pairs_header(tmp_path) is None
+    SegmentWriter(tmp_path, header("a", kind=Kind.LABELS)).write(SCHEMA.empty_table())
+    assert pairs_header(tmp_path) is None
+    write_chain(tmp_path, [[simple_pair("a")]], "b")
+    found = pairs_header(tmp_path)
+    assert found is not None
+    assert (found.chain, found.comparator, found.measures) == ("b", "classification", MEASURES)
