@@ -193,6 +193,7 @@ class Accounting:
     def __init__(self) -> None:
         self._lock = Lock()
         self._rows: dict[Cell, list[int]] = {}  # counts of the cell, at the places below
+        self._total = [0] * _ACCOUNT_WIDTH  # the same over all cells: a lane asks with every batch
 
     def sample(self, items: int | Items, cell: Cell = PLAIN) -> None:
         """Items of one batch are chosen to be mirrored: they are pending from now on."""
@@ -234,8 +235,8 @@ class Accounting:
     def snapshot(self) -> Account:
         """The account over all cells now; always balanced."""
         with self._lock:
-            columns = [sum(column) for column in zip(*self._rows.values(), strict=True)]
-        return _account(columns) if columns else Account()
+            total = tuple(self._total)
+        return _account(total)
 
     def ledger(self) -> Ledger:
         """The account by cell now; always balanced."""
@@ -251,6 +252,7 @@ class Accounting:
         if row is None:
             row = self._rows[cell] = [0] * _WIDTH
         row[_SAMPLED] += count
+        self._total[_SAMPLED] += count
         row[_BUCKET] += count * in_bucket
         row[_SLICE] += count * in_slice
 
@@ -272,10 +274,12 @@ class Accounting:
                     raise ShadowError(f"the mirror's account: {count} items end, but only {pending} are pending")
             for where, end, count in moves:
                 self._rows[where][end] += count
+                self._total[end] += count
 
 
 _SAMPLED, _MIRRORED, _SHED, _TOO_LARGE, _TIMED_OUT, _FAILED, _BUCKET, _SLICE = range(8)
 _WIDTH: Final = 8
+_ACCOUNT_WIDTH: Final = 6
 
 
 def _pending(row: Sequence[int]) -> int:

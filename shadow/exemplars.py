@@ -229,10 +229,14 @@ class Exemplars:
     def note_lost(self, chain: str, dropped: int, errors: int) -> None:
         """Write down what the keeper of a chain has lost so far, if that is more than it was.
 
-        A fault is counted, and the figures are written the next time.
+        Where that fails nothing more is lost: it is said in the log, and tried the next time.
         """
-        if (dropped, errors) != self._lost:
-            self._guarded(lambda: self._note_lost(chain, dropped, errors))
+        if (dropped, errors) == self._lost:
+            return
+        try:
+            self._note_lost(chain, dropped, errors)
+        except OSError as error:
+            _log.warning("exemplars: what was lost cannot be written down: %s", error)
 
     def _note_lost(self, chain: str, dropped: int, errors: int) -> None:
         _make_private(self._folder)

@@ -213,10 +213,10 @@ class Recorder:
     def _record(self, taken: list[CompactPair]) -> None:
         """Write one segment and let it count; raises only before anything has changed."""
         kept, table = self._compared(taken)
-        head, evidence = self._writer.head, Evidence()
+        head, evidence, ends = self._writer.head, Evidence(), _ends(kept)
         if kept:
             evidence = sums(table, self._limits, self._comparator.measures)
-            head = self._writer.write(table, _settled(self._accounting.snapshot(), kept))
+            head = self._writer.write(table, _settled(self._accounting.snapshot(), ends))
             self._batches += len(kept)
         with self._lock:
             self._held_pairs -= len(taken)
@@ -229,7 +229,7 @@ class Recorder:
                 fault=self._loss,
                 reasons=_add_reasons(before.reasons, kept),
             )
-        self._settle(taken, kept)
+        self._settle(ends, Counter() if kept is taken else _ends(taken).all - ends.all)
 
     def _compared(self, taken: list[CompactPair]) -> tuple[list[CompactPair], pa.Table]:
         """The pairs that can be compared, and their rows: first all at once; if that fails, without the faulty ones."""
@@ -251,9 +251,7 @@ class Recorder:
             return False
         return True
 
-    def _settle(self, taken: list[CompactPair], kept: list[CompactPair]) -> None:
-        ends, lost = _ends(kept), _ends(taken).all
-        lost.subtract(ends.all)
+    def _settle(self, ends: "_Ends", lost: Counter[Cell]) -> None:
         try:
             self._accounting.settle(mirrored=ends.mirrored, timed_out=ends.timed_out, failed=ends.failed + lost)
         except Exception as error:  # noqa: BLE001 - isolation: the rows are durable; only the account is wrong
@@ -266,9 +264,8 @@ class Recorder:
             self._recorded = replace(before, errors=before.errors + 1, fault=fault)
 
 
-def _settled(account: Account, pairs: Sequence[CompactPair]) -> Account:
-    """The account as it will be once these pairs are durable; as it is where they were never sampled."""
-    ends = _ends(pairs)
+def _settled(account: Account, ends: "_Ends") -> Account:
+    """The account as it will be once pairs that end so are durable; as it is where they were never sampled."""
     if ends.all.total() > account.pending:
         return account
     return replace(

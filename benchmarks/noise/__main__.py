@@ -38,23 +38,23 @@ TRACE: Final = RESULTS / "noise.parquet"
 SCRATCH: Final = ROOT / "build" / "noise"
 
 
-def measure(path: Path, seeds: int, workers: int) -> dict[str, Any]:
+def measure(path: Path, seeds: int, workers: int, cases: Sequence[Case] = CASES) -> dict[str, Any]:
     """Run everything, in so many processes; the result as plain values.
 
     Raises:
         BenchmarkError: the trace cannot be read.
     """
     environment, trace = describe(("numpy", "pyarrow")), Trace.read(path)
-    say(f"{trace.requests} pairs; {seeds} runs of each of {len(CASES)} cases")
+    say(f"{trace.requests} pairs; {seeds} runs of each of {len(cases)} cases")
     parts = [range(first, seeds, workers) for first in range(min(workers, seeds))]
-    tasks = [Task(trace=path, case=case.name, seeds=part) for case in CASES for part in parts]
+    tasks = [Task(trace=path, case=case.name, seeds=part) for case in cases for part in parts]
     if workers == 1:
         found = [run(task) for task in tasks]
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             found = list(pool.map(run, tasks))
     rows = []
-    for case in CASES:
+    for case in cases:
         mine = [each for task, runs in zip(tasks, found, strict=True) if task.case == case.name for each in runs]
         rows += [_row(case, name, trace, mine) for name in case.policies]
     return {
