@@ -161,7 +161,7 @@ class Recorder:
             self._flush()
 
     def close(self) -> None:
-        """Take no more, flush, and end the thread; what the disk refuses even now is counted as failed."""
+        """Take no more, flush, end the thread and close the chain; what the disk refuses now is counted as failed."""
         self._stop.set()
         self._wake.set()
         self._thread.join()
@@ -170,6 +170,10 @@ class Recorder:
             lost, self._pending = self._pending, []
             self._held_pairs = self._held_bytes = self._pending_rows = 0
         self._accounting.settle(failed=_ends(lost).all)
+        try:
+            self._writer.close(self._accounting.snapshot())
+        except OSError as error:
+            self._note(f"the chain cannot be closed: {error}")
 
     def _append(self, taken: CompactPair) -> bool:
         with self._lock:

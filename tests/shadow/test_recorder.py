@@ -18,7 +18,7 @@ from shadow.evidence import Evidence
 from shadow.pair import Arm, Pair, Status
 from shadow.recorder import Recorder
 from shadow.rows import SCHEMA, compact, to_table
-from shadow.store import read_segment, segment_name
+from shadow.store import SegmentWriter, read_closing, read_segment, segment_name
 from shadow.sums import sums
 from shadow.verify import evidence_at, verify
 from tests.shadow.builders import (
@@ -394,3 +394,26 @@ def test_large_items_are_compared_but_not_kept(tmp_path: Path) -> None:
         found = recorder.snapshot()
     table = read_segment(tmp_path, "router", 1).table(SCHEMA)
     assert (table["baseline_scores"].null_count, found.evidence.stage(0).agree) == (1, 1)
+
+
+def test_a_recorder_that_ends_in_order_closes_its_chain_with_the_account_at_its_end(tmp_path: Path) -> None:
+    accounting = Accounting()
+    recorder = Recorder(tmp_path, "router", DEPLOYMENT, LIMITS, accounting, flush_interval_s=3600)
+    accounting.sample(3)
+    assert recorder.offer(simple_pair())
+    recorder.close()
+    closing = read_closing(tmp_path, "router")
+    assert closing.head == recorder.snapshot().head
+    assert closing.account == accounting.snapshot() == Account(sampled=3, mirrored=1, pending=2)
+
+
+def test_a_chain_that_cannot_be_closed_is_a_fault_that_reaches_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SegmentWriter, account: Account) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(SegmentWriter, "close", refuse)
+    recorder = Recorder(tmp_path, "router", DEPLOYMENT, LIMITS, Accounting(), flush_interval_s=3600)
+    recorder.close()
+    assert recorder.snapshot().fault == "the chain cannot be closed: no space left on device"
