@@ -29,7 +29,7 @@ class ShadowProcess:
             [sys.executable, "-m", "serving.shadow_process", str(connection.fileno())],
             pass_fds=[connection.fileno()],
             stdin=subprocess.PIPE,
-            process_group=0,  # Ray ends a killed router's group at once; this one has still to make its evidence durable
+            process_group=0,  # Ray ends a killed router's group: this one has still to make all durable
         )
         assert self._process.stdin is not None
         with self._process.stdin as told:

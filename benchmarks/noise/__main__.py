@@ -9,8 +9,8 @@ the way of a rollout's evidence, with a look every second (``benchmarks.noise.re
   more often than β says.
 
 A further policy has its limits of latency where the shadow replicas' own 95th percentile is: the edge of what its null
-hypothesis allows on the average, and beyond it within every burst. It shows what the twin is for, and nothing is
-demanded of it.
+hypothesis allows on the average, and beyond it within every burst. It shows how far the twin helps where a limit is
+near, and nothing is demanded of it.
 
 Exit status: 0, nothing was found; 1, something was; 2, it cannot be run.
 """
@@ -146,9 +146,10 @@ def render(document: Mapping[str, Any]) -> str:
     ]
     if edge is not None:
         said.append(
-            f"Policy {EDGE} is {POLICY} with both limits of latency at {edge:.3g} ms, the shadow replicas' own 95th "
-            "percentile of service time: 5 % of all batches are over it, but more than that within a burst. "
-            "Nothing is demanded of it."
+            f"Policy {EDGE} is {POLICY} with both limits of latency at {edge:.3g} ms, the 95th percentile of service time "
+            "of the slower of the two shadow replicas: no more than 5 % of either's batches are over it, but more than "
+            "that within a burst. The gates' promise is for no burst being worse than the limit, so nothing is demanded "
+            "here; it shows how far the twin helps where a limit is near."
         )
     said.append("\n".join(missed(document)) or "Nothing is found in noise, and no preset's gate fails beyond its risk.")
     return "\n\n".join(said)

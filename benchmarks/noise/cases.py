@@ -56,7 +56,7 @@ CASES: Final = (
 
 
 def policy_of(name: str, trace: Trace) -> Policy:
-    """A preset, or the policy whose limits of latency are the shadow replicas' own 95th percentile."""
+    """A preset, or the policy whose limits of latency are the shadow replicas' own 95th percentile in the trace."""
     if name != EDGE:
         return load_policy(name, PRESETS)
     policy, limit_ms = load_policy(POLICY, PRESETS), trace.quantile_ms(0.95)
@@ -71,7 +71,7 @@ def run(task: Task) -> list[Run]:
         BenchmarkError: the trace cannot be read.
     """
     case = next(each for each in CASES if each.name == task.case)
-    trace = case.change(Trace.read(task.trace))
+    trace = Trace.read(task.trace)
     policies = [policy_of(name, trace) for name in case.policies]
-    replay = Replay(trace)
+    replay = Replay(case.change(trace))
     return [replay.run(policies, seed) for seed in task.seeds]

@@ -161,13 +161,11 @@ class Trace:
         return replace(self, pairs=tuple(pairs))
 
     def quantile_ms(self, q: float) -> float:
-        """The q-quantile of the shadow replicas' service times, of candidate and twin together."""
-        times = [side.service_ms for side in self.shadow() if side.service_ms is not None]
-        return float(np.quantile(times, q, method="higher"))
-
-    def shadow(self) -> Iterable[Outcome]:
-        """What the shadow replicas made of each batch: the candidate's and, where it ran, the twin's."""
-        return (side for pair in self.pairs for side in (pair.candidate, pair.twin) if side is not None)
+        """The q-quantile of the shadow replicas' service times: the candidate's or the twin's, whichever is higher."""
+        candidate = [pair.candidate.service_ms for pair in self.pairs]
+        twin = [pair.twin.service_ms for pair in self.pairs if pair.twin is not None]
+        times = ([each for each in side if each is not None] for side in (candidate, twin))
+        return max(float(np.quantile(each, q, method="higher")) for each in times if each)
 
     def summary(self) -> dict[str, Any]:
         """What is to be known of it: its size, its bursts, and its noise."""
