@@ -146,10 +146,10 @@ def render(document: Mapping[str, Any]) -> str:
     ]
     if edge is not None:
         said.append(
-            f"Policy {EDGE} is {POLICY} with both limits of latency at {edge:.3g} ms, the 95th percentile of service time "
-            "of the slower of the two shadow replicas: no more than 5 % of either's batches are over it, but more than "
-            "that within a burst. The gates' promise is for no burst being worse than the limit, so nothing is demanded "
-            "here; it shows how far the twin helps where a limit is near."
+            f"Policy {EDGE} is {POLICY} with both limits of latency at {edge:.3g} ms, the 95th percentile of service "
+            "time of the slower of the two shadow replicas: no more than 5 % of either's batches are over it, but more "
+            "than that within a burst. The gates' promise is for no burst being worse than the limit, so nothing is "
+            "demanded here; it shows how far the twin helps where a limit is near."
         )
     said.append("\n".join(missed(document)) or "Nothing is found in noise, and no preset's gate fails beyond its risk.")
     return "\n\n".join(said)
