@@ -41,7 +41,7 @@ def test_each_process_killed_in_turn_costs_no_client_an_error_and_the_loss_is_co
 
     service.admin.act(MODEL, "abort", reason="the test is over")
     folder = Path(service.wait_for_state(MODEL, "aborted")["folder"])
-    wait_for(lambda: "shadow" not in processes(service).values(), timeout_s=20, what="all to be durable")
+    wait_for(lambda: "shadow" not in processes(service).values(), timeout_s=60, what="all to be durable")
     told = understudy("evidence", "verify", str(folder))
     assert told.returncode == 0, told.stdout + told.stderr
     loss = json.loads(understudy("evidence", "verify", "--json", str(folder)).stdout)["loss"]
