@@ -47,6 +47,9 @@ _LATEST_AGAIN_S: Final = 30.0
 _STEADY_S: Final = 60.0
 _PRESSURE_SHARE: Final = 0.02  # of the latest batch in the average
 _EASY: Final = 0.5  # below this all that is sampled is admitted
+_WINDOW_S: Final = 0.05
+_WINDOW_SHARE: Final = 0.3  # of the latest window in the average
+_CALM, _FULL = 0.70, 0.95  # shares of the time that the event loop works: all is admitted, and a trickle
 _TRICKLE: Final = 0.02
 _MOST_PAST: Final = 8  # lanes that were lost; who has been told of them remembers
 
@@ -81,23 +84,34 @@ class _Answered:
 
 
 class Yielding:
-    """Makes room for clients before the cores are full: ever less is admitted as their replicas idle less.
+    """Makes room for clients before the cores are full: ever less is admitted as what serves them idles less.
 
-    Where work waits whenever a replica replies, what runs beside it takes from clients whatever its priority, as cores
-    share caches, memory and, in pairs, their units. A trickle is admitted even then, so that evidence goes on. What is
-    admitted depends on the clients' load alone, never on an answer.
+    Two things tell: how often work waits when a replica replies, and the share of the time in which this event loop,
+    through which all requests pass, works (``busy_s`` is its CPU time). What runs beside them takes from clients
+    whatever its priority, as cores share caches and memory, and whoever sleeps less is woken up later. A trickle is
+    admitted even then, so that evidence goes on. What is admitted depends on the clients' load alone, never on an
+    answer.
     """
 
-    def __init__(self) -> None:
-        self._pressure = self._credit = 0.0
+    def __init__(self, busy_s: Callable[[], float] = time.thread_time) -> None:
+        self._busy_s = busy_s
+        self._pressure = self._loop = self._credit = 0.0
+        self._window: tuple[float, float] | None = None  # when it began, and the CPU time then
 
-    def note(self, waiting: bool) -> None:
+    def note(self, waiting: bool, now: float) -> None:
         """A batch was answered; whether more waited for its replica."""
         self._pressure += _PRESSURE_SHARE * (waiting - self._pressure)
+        if self._window is None:
+            self._window = now, self._busy_s()
+        elif (passed_s := now - self._window[0]) >= _WINDOW_S:
+            busy_s = self._busy_s()
+            self._loop += _WINDOW_SHARE * ((busy_s - self._window[1]) / passed_s - self._loop)
+            self._window = now, busy_s
 
     def admits(self) -> bool:
         """Whether a batch may be mirrored now."""
-        room = max((1.0 - self._pressure) / (1.0 - _EASY), _TRICKLE)
+        idle = min((1.0 - self._pressure) / (1.0 - _EASY), (_FULL - self._loop) / (_FULL - _CALM))
+        room = max(idle, _TRICKLE)
         self._credit = min(self._credit + room, 1.0 + room)
         if self._credit < 1.0:
             return False
@@ -161,7 +175,7 @@ class MirrorLane:
         ``waiting`` says whether more of clients' requests waited for that replica when it replied. The candidate's own
         answers are evidence even where they are not mirrored: of latency, errors and memory.
         """
-        self._yielding.note(waiting)
+        self._yielding.note(waiting, now)
         mine, jobs = self.deployment_id, batch.jobs
         recorded = [
             at

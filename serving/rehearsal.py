@@ -47,8 +47,9 @@ TICK_S: Final = 0.05
 _SCAN_EVERY_TICKS: Final = 4
 _TELL_EVERY_TICKS: Final = 10
 _DONE_AFTER_S: Final = 0.01
-_AHEAD: Final = 16  # batches that a replica may have been sent
-_REST_S: Final = 0.002  # in which so many replies may come
+_LEAST_AHEAD, _MOST_AHEAD = 4, 16  # batches that a replica may have been sent: else each would cost two wakings
+_AHEAD_S: Final = 0.005  # of work, where that many take no longer: they cannot be shed any more
+_REST_S: Final = 0.002  # in which many replies of small batches come
 _SUSPECT_S: Final = 1.0  # a batch that is with its replica for longer has that one's starvation watched
 _MINUTE_S: Final = 60.0
 _BURST_S: Final = 10.0  # of the budget may be spent at once
@@ -101,6 +102,7 @@ class Rehearsal:
         self._told: dict[int, tuple[Recorded, Any]] = {}
         self._over: dict[int, list[int]] = {}
         self._links: dict[str, Link] = {}
+        self._ahead: dict[str, int] = {}  # how many batches each of them may have been sent
         self._budgets: dict[str, Budget] = {}
         self._ids = itertools.count(1)
         self._ticks = 0
@@ -279,6 +281,7 @@ class Rehearsal:
                 )
         for name in [name for name, link in self._links.items() if name not in mine and not link.inflight]:
             self._links.pop(name).close()
+            self._ahead.pop(name, None)
 
     def _links_of(self, model: str, version: int) -> list[Link]:
         return [
@@ -290,6 +293,8 @@ class Rehearsal:
     def _on_reply(self, link: Link, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
         mirrored: Mirrored | None = link.inflight.pop(header.id, None)
         self._budget(link.replica.model).spend(header.process_cpu_us * 1e-6)
+        took_s = (header.preprocess_us + header.compute_us) * 1e-6
+        self._ahead[link.replica.id] = min(max(round(_AHEAD_S / max(took_s, 1e-6)), _LEAST_AHEAD), _MOST_AHEAD)
         if mirrored is not None:
             mirrored.lane.settle(mirrored, link.replica.version, outcome_of(header, frames, mirrored.handoff))
         for following in itertools.islice(link.inflight.values(), 1):
@@ -298,6 +303,7 @@ class Rehearsal:
 
     def _on_down(self, link: Link) -> None:
         self._links.pop(link.replica.id, None)
+        self._ahead.pop(link.replica.id, None)
         self._directory.withdraw(link.replica.id)
         batches = list(link.inflight.values())
         link.inflight.clear()
@@ -321,7 +327,7 @@ class Rehearsal:
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Send to replicas what waits for them. Some batches ahead: else each would cost two wakings."""
+        """Send to replicas what waits for them."""
         self._pumping = False
         for lane in self.lanes.values():
             while lane.queue and self._budget(lane.opening.model).open:
@@ -332,7 +338,7 @@ class Rehearsal:
                     lane.skip_twin(mirrored)
                     continue
                 link = min(links, key=_outstanding, default=None)
-                if link is None or _outstanding(link) >= _AHEAD:
+                if link is None or _outstanding(link) >= self._ahead.get(link.replica.id, _LEAST_AHEAD):
                     break
                 lane.queue.popleft()
                 self._send(mirrored, link)
