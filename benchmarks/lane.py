@@ -21,7 +21,7 @@ from serving.config import Model
 from serving.handoff import Opening
 from serving.mirror import MirrorLane
 from serving.protocol.messages import InferRequest
-from serving.wire import JOIN_BELOW_BYTES, Layout, ReplyHeader, Segment, encode_batch
+from serving.wire import JOIN_BELOW_BYTES, Layout, ReplyHeader, Segment, encode_batch, encode_reply_header
 from shadow.pair import Arm
 
 BATCH_SIZES: Final = (1, 8, 30)
@@ -41,7 +41,6 @@ class _Answered:
     """A batch as the router has it after its answers have left."""
 
     batch: Batch
-    header: ReplyHeader
     reply: Sequence[Buffer]
 
 
@@ -65,7 +64,6 @@ class _Case:
             self.lane.offer(
                 each.batch,
                 Arm.BASELINE,
-                each.header,
                 each.reply,
                 batched=True,
                 waiting=False,
@@ -166,7 +164,9 @@ def _answered(jobs: list[Job]) -> _Answered:
         cpu_us=1700,
         process_cpu_us=1800,
     )
-    return _Answered(batch=batch, header=header, reply=[np.zeros((len(jobs), _CLASSES), np.float32).tobytes()])
+    return _Answered(
+        batch=batch, reply=[encode_reply_header(header), np.zeros((len(jobs), _CLASSES), np.float32).tobytes()]
+    )
 
 
 def _located(buffer: Buffer) -> int | None:

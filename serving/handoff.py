@@ -8,7 +8,7 @@ there: the message says where), and those with which it replied, as they came: t
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -51,8 +51,7 @@ class Opening:
         return cls(**{**value, "limits": Limits(**value["limits"])})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
+class Counted(NamedTuple):
     """What the router has counted of a lane so far, in items."""
 
     sampled: int = 0
@@ -60,7 +59,7 @@ class Counted:
     too_large: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: that would take three times as long, for every batch
 class Handoff:
     """A batch that ``primary`` answered. ``rows`` are of all its requests; ``recorded`` are the positions of those that
     are evidence: a request that was pinned, that the other version failed first, or that came before this rollout
@@ -106,11 +105,11 @@ def encode_close(lane: int) -> list[Buffer]:
     return [orjson.dumps((Kind.CLOSE, lane))]
 
 
-def encode_handoff(
-    lane: int, handoff: Handoff, batch: Sequence[Buffer], reply_head: Buffer, reply: Sequence[Buffer]
-) -> list[Buffer]:
-    """A batch; ``batch`` are its frames as its replica was sent them, nothing where it is not to be run again."""
-    counted = handoff.counted
+def encode_handoff(lane: int, handoff: Handoff, batch: Sequence[Buffer], reply: Sequence[Buffer]) -> list[Buffer]:
+    """A batch; ``batch`` are its frames as its replica was sent them, nothing where it is not to be run again.
+
+    ``reply`` are the frames of that one's reply, as they came: with their header.
+    """
     values = (
         handoff.number,
         handoff.primary,
@@ -122,11 +121,11 @@ def encode_handoff(
         handoff.latencies_us,
         handoff.sizes,
         handoff.slices,
-        (counted.sampled, counted.shed, counted.too_large),
+        tuple(handoff.counted),
         handoff.batched,
     )
     head = orjson.dumps((Kind.MIRROR if batch else Kind.ANSWERS, lane, len(batch), values))
-    return [head, *batch, reply_head, *reply]
+    return [head, *batch, *reply]
 
 
 def encode_failure(lane: int, failure: Failure) -> list[Buffer]:

@@ -34,7 +34,6 @@ from serving.handoff import (
 )
 from serving.stream import FrameStream
 from serving.telemetry import log_event
-from serving.wire import ReplyHeader, encode_reply_header
 from shadow.accounting import Account, Accounting, Ledger
 from shadow.cells import items_by_cell
 from shadow.pair import Arm, Status
@@ -65,13 +64,12 @@ class Shadow(Protocol):
         """Make sure that it ends; it has closed its connection, or is to be given up. Returns at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Answered:
     """A batch, and what its replica made of it."""
 
     batch: Batch
     primary: Arm
-    header: ReplyHeader
     reply: Sequence[Buffer]
     batched: bool
     now: float
@@ -162,7 +160,6 @@ class MirrorLane:
         self,
         batch: Batch,
         primary: Arm,
-        header: ReplyHeader,
         reply: Sequence[Buffer],
         *,
         batched: bool,
@@ -170,7 +167,7 @@ class MirrorLane:
         now: float,
         at_unix_us: int,
     ) -> None:
-        """Take a batch whose answers have left; ``reply`` are the frames that its replica answered with.
+        """Take a batch whose answers have left; ``reply`` are the frames of its replica's, as they came.
 
         ``waiting`` says whether more of clients' requests waited for that replica when it replied. The candidate's own
         answers are evidence even where they are not mirrored: of latency, errors and memory.
@@ -184,7 +181,7 @@ class MirrorLane:
         ]
         if not recorded:
             return
-        answered = _Answered(batch, primary, header, reply, batched, now, at_unix_us)
+        answered = _Answered(batch, primary, reply, batched, now, at_unix_us)
         chosen = self._choose(jobs, recorded) if batch.frames else []  # sent before this lane was opened: not kept
         mirrored = bool(chosen) and self._admit(answered, chosen)
         if mirrored:
@@ -244,8 +241,8 @@ class MirrorLane:
             counted=self._counted(),
             batched=answered.batched,
         )
-        frames, outputs = (answered.batch.frames, answered.reply) if run else ((), ())
-        self._send(encode_handoff(self.number, handoff, frames, encode_reply_header(answered.header), outputs))
+        frames, reply = (answered.batch.frames, answered.reply) if run else ((), answered.reply[:1])
+        self._send(encode_handoff(self.number, handoff, frames, reply))
 
     def record_failure(self, job: Job, *, status: Status, error: str, latency_s: float, at_unix_us: int) -> None:
         """Hand over that the candidate failed a client's request, which the baseline answered instead."""
@@ -310,8 +307,7 @@ class MirrorLane:
         return self._unread <= _MOST_FAILURES
 
     def _counted(self) -> Counted:
-        account = self._accounting.snapshot()
-        return Counted(sampled=account.sampled, shed=account.shed, too_large=account.too_large)
+        return Counted(*self._accounting.offered())
 
 
 class Mirrors:

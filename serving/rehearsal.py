@@ -290,13 +290,13 @@ class Rehearsal:
             if link.replica.model == model and link.replica.version == version and link.usable
         ]
 
-    def _on_reply(self, link: Link, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
+    def _on_reply(self, link: Link, header: ReplyHeader, reply: Sequence[Buffer]) -> None:
         mirrored: Mirrored | None = link.inflight.pop(header.id, None)
         self._budget(link.replica.model).spend(header.process_cpu_us * 1e-6)
         took_s = (header.preprocess_us + header.compute_us) * 1e-6
         self._ahead[link.replica.id] = min(max(round(_AHEAD_S / max(took_s, 1e-6)), _LEAST_AHEAD), _MOST_AHEAD)
         if mirrored is not None:
-            mirrored.lane.settle(mirrored, link.replica.version, outcome_of(header, frames, mirrored.handoff))
+            mirrored.lane.settle(mirrored, link.replica.version, outcome_of(header, reply[1:], mirrored.handoff))
         for following in itertools.islice(link.inflight.values(), 1):
             following.begin()  # its turn has come
         self._pump_soon()

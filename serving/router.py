@@ -331,18 +331,18 @@ class Router:
         except UnavailableError as unavailable:
             _fail(job, unavailable)
 
-    def _on_reply(self, link: Link, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
+    def _on_reply(self, link: Link, header: ReplyHeader, reply: Sequence[Buffer]) -> None:
         batch: Batch | None = link.inflight.pop(header.id, None)
         pool = self._fleet.pool_of(link.replica)
         if batch is not None:
             replied = time.monotonic()
             started, link.replied = max(batch.sent, link.replied), replied
-            results = results_of(header, frames, [job.rows for job in batch.jobs], batched=pool.batched)
+            results = results_of(header, reply[1:], [job.rows for job in batch.jobs], batched=pool.batched)
             _note_times(batch.jobs, header, started, replied)
             answered = self._answer(link.replica, batch, results)
             self._count(link.replica, batch, answered, header, started, replied)
             if link.replica.model in self._lanes:
-                self._loop.call_soon(self._answered, pool, batch, header, frames, pool.waiting)
+                self._loop.call_soon(self._answered, pool, batch, reply, pool.waiting)
         pool.pump()
 
     def _count(
@@ -396,7 +396,7 @@ class Router:
         job.refusal = result.error if rejected else ""
         self._fall_back(job, result.status, result.error, counted=not rejected)
 
-    def _answered(self, pool: Pool, batch: Batch, header: ReplyHeader, frames: Sequence[Buffer], waiting: bool) -> None:
+    def _answered(self, pool: Pool, batch: Batch, reply: Sequence[Buffer], waiting: bool) -> None:
         """After the answers have left: what they are evidence of."""
         model, version = pool.spec.name, pool.spec.version
         lane, route = self._lanes.get(model), self._table.routes[model]
@@ -405,8 +405,7 @@ class Router:
         lane.offer(
             batch,
             Arm.BASELINE if version == route.baseline else Arm.CANDIDATE,
-            header,
-            frames,
+            reply,
             batched=pool.batched,
             waiting=waiting,
             now=time.monotonic(),

@@ -3,7 +3,8 @@
 A batch is ``[header, frame…]``: the inputs in declared order; an input whose tensors are small travels as one joined
 frame, a larger one as one frame per request, so that no image is copied in the router; where the replica can read the
 router's arena, as no frame at all: the header says where it lies. A reply is ``[header, frame…]``
-with one frame per output and segment. Headers are JSON: small, inspectable, and free of code.
+with one frame per output and segment. Headers are JSON: small, inspectable, and free of code. Their classes are not
+frozen: that makes each take three times as long to make, and every batch makes several.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ class Layout:
     joined: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class BatchHeader:
     """``rows`` are the batch rows of each request; ``measure`` asks for the peak memory.
 
@@ -46,7 +47,7 @@ class BatchHeader:
     blocks: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Segment:
     """A run of consecutive requests that ended alike: ``kind`` is "ok", "error", "malformed" or "rejected"."""
 
@@ -56,7 +57,7 @@ class Segment:
     outputs: tuple[Layout, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ReplyHeader:
     """The segments in order, and the batch's measures: microseconds by stage, peak memory.
 

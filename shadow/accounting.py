@@ -238,6 +238,11 @@ class Accounting:
             total = tuple(self._total)
         return _account(total)
 
+    def offered(self) -> tuple[int, int, int]:
+        """Of the account now what the lane itself knows: items sampled, shed and too large."""
+        with self._lock:
+            return self._total[_SAMPLED], self._total[_SHED], self._total[_TOO_LARGE]
+
     def ledger(self) -> Ledger:
         """The account by cell now; always balanced."""
         with self._lock:

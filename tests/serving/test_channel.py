@@ -34,11 +34,11 @@ class Wire:
         self.downs = 0
         self.link = Link(asyncio.get_running_loop(), replica, on_reply=self._replied, on_down=lambda link: self._down())
 
-    def _replied(self, link: Link, header: ReplyHeader, frames: Sequence[Buffer]) -> None:
+    def _replied(self, link: Link, header: ReplyHeader, reply: Sequence[Buffer]) -> None:
         rows = link.inflight.pop(header.id, None)
         self.headers[header.id] = header
         if rows is not None:
-            self.replies[header.id] = results_of(header, frames, rows, batched=True)
+            self.replies[header.id] = results_of(header, reply[1:], rows, batched=True)
 
     def _down(self) -> None:
         self.downs += 1

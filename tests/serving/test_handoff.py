@@ -64,7 +64,7 @@ def handoffs(draw: st.DrawFn) -> Handoff:
 def test_a_batch_arrives_as_it_was_handed_over(
     handoff: Handoff, lane: int, batch: list[bytes], reply: list[bytes]
 ) -> None:
-    sent = [memoryview(bytes(frame)) for frame in encode_handoff(lane, handoff, batch, b"head", reply)]
+    sent = [memoryview(bytes(frame)) for frame in encode_handoff(lane, handoff, batch, [b"head", *reply])]
     kind, number, rest = decode_head(sent[0])
     got, got_batch, got_reply = decode_handoff(rest, sent[1:])
     assert (kind, number) == (Kind.MIRROR if batch else Kind.ANSWERS, lane)
