@@ -23,8 +23,9 @@ class Link:
 
     The kernel closes a killed process's socket, so its death is noticed at once. A stopped process keeps its own: the
     kernel is asked four times a second whether it runs. A replica that computes, or is starved of cores by clients'
-    work, is not mistaken for a dead one. ``on_reply`` gets a reply's header, decoded, and all its frames as they came; ``on_down``
-    is called once.
+    work, is not mistaken for a dead one.
+
+    ``on_reply`` gets a reply's header, decoded, and all its frames as they came; ``on_down`` is called once.
 
     ``arena`` is the name of the arena where tensors lie that need not be sent, once the replica ``shares`` it.
     ``rest_s`` is how long replies may wait for others, to be read together (``FrameStream``).
