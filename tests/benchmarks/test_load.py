@@ -94,4 +94,4 @@ def test_an_environment_names_commit_and_versions_but_no_machine() -> None:
     found = describe()
     assert len(found["commit"].partition("+")[0]) == 40
     assert found["versions"]["onnxruntime"]
-    assert set(found["machine"]) == {"processor", "cores", "memory", "kernel", "load_average"}
+    assert set(found["machine"]) == {"processor", "cores", "memory", "kernel", "autogroup", "load_average"}

@@ -222,9 +222,15 @@ def with_accounts(folder: Path, *accounts: object) -> None:
     rewrite(folder, entries)
 
 
+def without_closing(folder: Path) -> None:
+    """As if the writer of the pairs had been killed."""
+    (folder / "evidence" / "router.closed.json").unlink()
+
+
 def test_what_a_killed_process_took_along_is_named_and_counted_and_is_no_problem(folder: Path) -> None:
     latest = Account(sampled=1200, shed=100, pending=1100).to_json()
     restarted = Account(sampled=7, failed=7).to_json()
+    without_closing(folder)
     with_accounts(folder, {"router": latest, "gone": restarted}, {"router": restarted})
     assert problems(folder, "--unanchored") == []
     loss = orjson.loads(run(folder, "--json", "--unanchored").stdout)["loss"]
@@ -239,6 +245,7 @@ def test_what_a_killed_process_took_along_is_named_and_counted_and_is_no_problem
 
 
 def test_while_a_rollout_goes_on_a_chain_may_still_be_written_to(folder: Path) -> None:
+    without_closing(folder)
     with_accounts(folder, {"router": Account(sampled=4, pending=4).to_json()})
     rewrite(folder, [*read(folder)[:-1], {**read(folder)[-1], "state": "shadow"}])
     assert "not closed: still written to, or its writer was killed; 4 of 4" in run(folder, "--unanchored").stdout
