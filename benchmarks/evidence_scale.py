@@ -674,8 +674,6 @@ def main() -> int:
     if options.pairs < 1 or options.seed < 0 or (options.minutes is not None and options.minutes <= 0):
         parser.error("--pairs, --seed and --minutes: expected at least 1, at least 0 and more than 0")
     scale = Scale(plan=Plan(pairs=options.pairs, seed=options.seed), minutes=options.minutes)
-    keep_freed_memory()  # as a router's shadow process does, which records
-    spare_the_collector()
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(max_workers=1, mp_context=spawn, max_tasks_per_child=1) as elsewhere:
@@ -690,4 +688,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as a router's shadow process does, which records
+    spare_the_collector()
     sys.exit(main())
