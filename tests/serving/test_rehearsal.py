@@ -235,7 +235,7 @@ def test_without_a_budget_work_is_never_refused() -> None:
 
 
 async def test_what_is_over_the_budget_waits_and_is_shed_and_the_candidate_is_not_blamed(tmp_path: Path) -> None:
-    stage = mirrored_by(tmp_path, budget=0.006, timeout_s=0.3, max_pending=8, twin=0)
+    stage = mirrored_by(tmp_path, budget=0.6, timeout_s=0.3, max_pending=8, twin=0)
     try:
         candidate, _ = await cast(stage, twin=False)
         burn = Doubler.run
